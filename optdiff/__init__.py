@@ -1,0 +1,1 @@
+"""optdiff: if denoising is gradient descent, which optimizer should take the steps?"""

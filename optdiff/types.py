@@ -1,0 +1,90 @@
+"""The words every room shares: shapes, protocols, and the meaning of a noise level.
+
+Everything runs in sigma-coordinates, `x = x0 + sigma * n` with `n ~ N(0, I)`. This file owns the
+types that cross room borders and imports nothing of optdiff; what the types do lives elsewhere.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+Samples = Float[Array, "b ..."]
+"""A batch of iterates or images; the first axis counts samples, which never talk to each other."""
+
+Keys = Key[Array, "b"]
+"""One random key per sample, `fold_in(key, global sample index)`."""
+
+Sigma = Float[Array, ""] | Float[Array, "b"]
+"""A noise level, in units of the data: one for the batch, or one per sample."""
+
+Levels = Float[Array, "n"]
+"""Noise levels sigma_0 > sigma_1 > ... > 0 at which the denoiser is evaluated."""
+
+Cond = PyTree[Any]
+"""What a sample is conditioned on: a pytree whose leaves have the batch first, or None."""
+
+Sampler = optax.GradientTransformationExtraArgs
+"""`init(x) -> state` and
+`update(eps, state, x, *, sigma, sigma_next, steps_left, key, eps_fn) -> (dx, state)`.
+
+`eps` was taken at `x` and `x + dx` is the next iterate. `steps_left` counts this step, so it is 1
+on the last one. `key` is one key per sample. `eps_fn(x, sigma) -> eps` evaluates the denoiser
+again, and each call is counted.
+"""
+
+
+class NoiseSchedule(NamedTuple):
+    """The noise levels a model was trained on: sigma(t), its inverse, and the range they span.
+
+    `t` is whatever the model calls time (a training timestep, say); it has nothing to do with time.
+    A schedule is hashable, so that problems carry it as static data; `sigma_max` may be infinite
+    (zero terminal SNR, flow models), and then grids need a cap.
+    """
+
+    sigma: Callable[[Array], Array]
+    t: Callable[[Array], Array]
+    sigma_min: float
+    sigma_max: float
+
+
+Grid = Callable[[NoiseSchedule, int], Levels]
+"""n noise levels of a schedule, decreasing."""
+
+
+class Problem(Protocol):
+    """What samplers are compared on. A pytree: weights are leaves, so jit takes them as arguments.
+
+    Two optional methods: `target(keys, cond)` draws from the exact distribution that a perfect
+    sampler would produce (where it is known it gives metrics their floor), and `passes` is the
+    number of network passes one evaluation costs (1 if absent; 2 under guidance).
+    """
+
+    schedule: NoiseSchedule
+
+    def condition(self, keys: Keys) -> Cond:
+        """One condition per sample, or None for an unconditional problem."""
+
+    def prior(self, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samples:
+        """Where sampling starts: draws of `x0 + sigma * n`, the exact marginal where known."""
+
+    def denoise(self, x: Samples, sigma: Sigma, cond: Cond = None) -> Samples:
+        """`D(x, sigma)`, the estimate of E[x0 given x]."""
+
+    def decode(self, x0: Samples) -> Samples:
+        """Images from samples; the identity where there are no latents."""
+
+    def reference(self, keys: Keys, cond: Cond = None) -> Samples:
+        """What good samples look like, decoded: real data where there is any."""
+
+
+def expand(scalar: Array, x: Samples) -> Array:
+    """Shape a level (or any coefficient), () or (b,), to broadcast against samples (b, ...).
+
+    >>> expand(jnp.ones(3), jnp.zeros((3, 8, 8))).shape
+    (3, 1, 1)
+    """
+    scalar = jnp.asarray(scalar)
+    return scalar.reshape(scalar.shape + (1,) * (x.ndim - 1)) if scalar.ndim else scalar
