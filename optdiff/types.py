@@ -5,7 +5,7 @@ types that cross room borders and imports nothing of optdiff; what the types do 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
@@ -54,6 +54,7 @@ Grid = Callable[[NoiseSchedule, int], Levels]
 """n noise levels of a schedule, decreasing."""
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What samplers are compared on. A pytree: weights are leaves, so jit takes them as arguments.
 

@@ -1,0 +1,313 @@
+"""The driver: one step function, iterated from Python (`sample`) or by `lax.scan` (`sample_scan`).
+
+A step evaluates the denoiser at the iterate, lets the clock choose the next level and the sampler
+the move. The driver owns the iteration, the per-step keys and the count of evaluations; update
+rules live in `samplers`, levels in `grids`. It knows optax and the types, nothing else of optdiff.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from optdiff.types import Cond, Keys, Levels, Problem, Sampler, Samples, Sigma, expand
+
+EpsFn = Callable[[Samples, Sigma], Samples]
+"""`eps_fn(x, sigma)`: the unit-noise direction `(x - D(x, sigma)) / sigma`."""
+
+
+class Step(NamedTuple):
+    """What an observer sees of a step: `eps` was taken at `x`, and `x_next` is where it led."""
+
+    i: Int[Array, ""]
+    x: Samples
+    eps: Samples
+    sigma: Sigma
+    sigma_next: Sigma
+    x_next: Samples
+
+
+class Clock(NamedTuple):
+    """Where the next level comes from.
+
+    `init(x) -> (sigma, state)` and `next(state, x, eps, i) -> (sigma_next, accept, state)`, where
+    levels are () or (b,). `accept` is None (always) or (b,) booleans: a refused sample stays where
+    it was, at its level, with its sampler state (which must then be batched, see `per_sample`).
+    """
+
+    init: Callable[[Samples], tuple[Sigma, PyTree]]
+    next: Callable[[PyTree, Samples, Samples, Any], tuple[Sigma, Any, PyTree]]
+
+
+class Trace(NamedTuple):
+    """How a trajectory went: `nfe` (b,) evaluations of the denoiser per sample, `sigma` the levels
+    they were taken at (the steps', then the last), and what `observe` returned, stacked by step.
+    """
+
+    nfe: Int[Array, "b"]
+    sigma: Float[Array, "n ..."]
+    observed: PyTree = None
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next."""
+
+    x: Samples
+    sigma: Sigma
+    nfe: Int[Array, "b"]
+    sampler: PyTree
+    clock: PyTree
+
+
+def plain_clock(levels: Levels) -> Clock:
+    """The clock that reads the grid: step i goes to `levels[i + 1]`, whatever the samples do."""
+    return Clock(
+        lambda x: (levels[0], levels),
+        lambda levels, x, eps, i: (levels[i + 1], None, levels),
+    )
+
+
+def denoise(eps_fn: EpsFn, x: Samples, sigma: Sigma) -> Samples:
+    """Finish with `x0 = D(x, sigma)`, the Euler step to zero: n levels cost n evaluations."""
+    return x - (expand(sigma, x) * eps_fn(x, sigma)).astype(x.dtype)
+
+
+def identity(eps_fn: EpsFn, x: Samples, sigma: Sigma) -> Samples:
+    """Finish where the last step ended, with noise of the last level still in the sample."""
+    return x
+
+
+def sample(
+    problem: Problem,
+    sampler: Sampler,
+    levels: Levels,
+    keys: Keys,
+    *,
+    cond: Cond = None,
+    x: Samples | None = None,
+    finish: Callable[[EpsFn, Samples, Sigma], Samples] = denoise,
+    observe: Callable[[Step], PyTree] | None = None,
+    clock: Clock | None = None,
+    on_step: Callable[[Step], bool | None] | None = None,
+) -> tuple[Samples, Trace]:
+    """Sample in host mode: a Python loop around one compiled denoiser.
+
+    Another sampler, grid or number of steps never recompiles the network, which is compiled once
+    for a problem's structure and a batch shape. Use it for sweeps and for watching; use
+    `sample_scan` for throughput and for gradients.
+
+    Args:
+      problem: the denoiser and where sampling starts, see `optdiff.types.Problem`.
+      sampler: the optax transformation that takes the steps.
+      levels: (n,) noise levels; n - 1 steps, then `finish`.
+      keys: (b,) one key per sample, see `sample_keys`.
+      cond: one condition per sample, or None.
+      x: (b, ...) where to start, at `levels[0]`; by default `problem.prior`.
+      finish: `denoise` (the default) or `identity`.
+      observe: maps each `Step` to a pytree, stacked in the trace.
+      clock: chooses the levels instead of the grid; still at most n - 1 steps.
+      on_step: called after each step (progress, previews); a true value ends the loop early.
+
+    Returns:
+      x0 of shape (b, ...) and dtype of the start, and the `Trace`.
+
+    Raises:
+      ValueError: if levels are not a positive, finite vector.
+      FloatingPointError: at the first step that leaves a sample not finite, naming step and level.
+
+    >>> from optdiff.problems import gaussian
+    >>> from optdiff.grids import karras
+    >>> from optdiff.samplers import ddim
+    >>> problem = gaussian(dim=2)
+    >>> x0, trace = sample(problem, ddim(), karras(problem.schedule, 8), sample_keys(0, 4))
+    >>> x0.shape, trace.nfe.tolist()
+    ((4, 2), [8, 8, 8, 8])
+    """
+    iterate = partial(_python_loop, observe, on_step)
+    return _drive(iterate, problem, sampler, _checked(levels), keys, cond, x, finish, clock)
+
+
+def sample_scan(
+    problem: Problem,
+    sampler: Sampler,
+    levels: Levels,
+    keys: Keys,
+    *,
+    cond: Cond = None,
+    x: Samples | None = None,
+    finish: Callable[[EpsFn, Samples, Sigma], Samples] = denoise,
+    observe: Callable[[Step], PyTree] | None = None,
+    clock: Clock | None = None,
+) -> tuple[Samples, Trace]:
+    """Sample in scan mode: the whole trajectory is one program, one per (sampler, n).
+
+    The same steps as `sample`, with the same arguments and results, and differentiable in the
+    problem's weights, the levels, `x` and `cond`. Nothing is checked on the way: look at the
+    result. Pass the same `sampler` object again to reuse its program.
+    """
+    return _compiled(problem, sampler, levels, keys, cond, x, finish, observe, clock)
+
+
+def sample_keys(seed: int, count: int, start: int = 0) -> Keys:
+    """Keys of the samples `start` to `start + count` of a seed, `fold_in(key(seed), index)`.
+
+    An image depends on its seed and index alone, not on the batch it was made in.
+
+    >>> bool(sample_keys(0, 8)[5] == sample_keys(0, 3, start=3)[2])
+    True
+    """
+    return _sample_keys(jax.random.key(seed), jnp.arange(start, start + count))
+
+
+def evals_per_step(sampler: Sampler, n: int = 3, shape: tuple[int, ...] = (1,)) -> float:
+    """Evaluations a sampler makes per step, measured on a grid of n levels.
+
+    >>> from optdiff.samplers import heun
+    >>> evals_per_step(heun())
+    2.0
+    """
+    return (evaluations(sampler, n, shape) - 1) / (n - 1)
+
+
+def evaluations(sampler: Sampler, n: int, shape: tuple[int, ...] = (1,)) -> int:
+    """Evaluations per sample that n levels cost with this sampler, the last denoising included.
+
+    Measured by running the sampler once on zeros of the given sample shape.
+    """
+    levels = jnp.geomspace(1.0, 0.1, n) if n > 1 else jnp.ones(1)
+    keys, x = sample_keys(0, 1), jnp.zeros((1, *shape))
+    loop = partial(_python_loop, None, None)
+    _, trace = _drive(loop, _Nothing(), sampler, levels, keys, None, x, denoise, None)
+    return int(trace.nfe[0])
+
+
+def levels_within(sampler: Sampler, nfe: int, shape: tuple[int, ...] = (1,)) -> int:
+    """The largest number of levels whose measured cost fits a budget of evaluations.
+
+    >>> from optdiff.samplers import heun
+    >>> levels_within(heun(), 8)   # three steps of two evaluations, and the last denoising
+    4
+    """
+    if nfe < 1:
+        raise ValueError(f"a sample takes at least one evaluation, but the budget is {nfe}")
+    n = 1 + round((nfe - 1) / max(evals_per_step(sampler, shape=shape), 1.0))
+    while n > 1 and evaluations(sampler, n, shape) > nfe:
+        n -= 1
+    while evaluations(sampler, n + 1, shape) <= nfe:
+        n += 1
+    return n
+
+
+def _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock):
+    clock = plain_clock(levels) if clock is None else clock
+    x = problem.prior(_fold_in(keys, 0), levels[0], cond) if x is None else x
+    sigma, clock_state = clock.init(x)
+    eps_fn, n = partial(_eps, problem, cond), levels.shape[0]
+    step = partial(_step, eps_fn, sampler, clock, keys, n)
+    carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), sampler.init(x), clock_state)
+    carry, (sigmas, observed) = iterate(step, carry, n - 1)
+    last = _Counted(eps_fn)
+    x0 = finish(last, carry.x, carry.sigma)
+    sigmas = jnp.concatenate([sigmas, carry.sigma[None]])
+    return x0, Trace(carry.nfe + last.calls, sigmas, observed)
+
+
+def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step]:
+    """The one step. Evaluations are counted as they are made; in a scan, as they are traced."""
+    counted = _Counted(eps_fn)
+    eps = counted(carry.x, carry.sigma)
+    sigma_next, accept, clock_state = clock.next(carry.clock, carry.x, eps, i)
+    dx, state = sampler.update(
+        eps,
+        carry.sampler,
+        carry.x,
+        sigma=carry.sigma,
+        sigma_next=sigma_next,
+        steps_left=n - 1 - i,
+        key=_fold_in(keys, i + 1),
+        eps_fn=counted,
+    )
+    moved = (carry.x + dx.astype(carry.x.dtype), sigma_next, state)
+    if accept is not None:
+        stayed = (carry.x, carry.sigma, carry.sampler)
+        moved = jax.tree.map(lambda a, b: jnp.where(expand(accept, a), a, b), moved, stayed)
+    x, sigma, state = moved
+    taken = Step(i, carry.x, eps, carry.sigma, sigma, x)
+    return Carry(x, sigma, carry.nfe + counted.calls, state, clock_state), taken
+
+
+def _python_loop(observe, on_step, step, carry, n):
+    seen = []
+    for i in range(n):
+        carry, taken = step(carry, i)
+        _require_finite(taken)
+        seen.append((taken.sigma, observe(taken) if observe else None))
+        if on_step is not None and on_step(taken):
+            break
+    if not seen:
+        return carry, (jnp.zeros((0, *carry.sigma.shape), carry.sigma.dtype), None)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+
+
+def _scan_loop(observe, step, carry, n):
+    def body(carry, i):
+        carry, taken = step(carry, i)
+        return carry, (taken.sigma, observe(taken) if observe else None)
+
+    return jax.lax.scan(body, carry, jnp.arange(n))
+
+
+@partial(jax.jit, static_argnames=("sampler", "finish", "observe", "clock"))
+def _compiled(problem, sampler, levels, keys, cond, x, finish, observe, clock):
+    iterate = partial(_scan_loop, observe)
+    return _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock)
+
+
+@jax.jit
+def _eps(problem, cond, x, sigma):
+    """The compiled network. Module-level and closed over nothing, so its cache serves everyone."""
+    residual = x - problem.denoise(x, sigma, cond)
+    return (residual / expand(sigma, x)).astype(x.dtype)
+
+
+class _Counted:
+    """An `eps_fn` that counts its calls."""
+
+    def __init__(self, eps_fn: EpsFn):
+        self.eps_fn, self.calls = eps_fn, 0
+
+    def __call__(self, x, sigma):
+        self.calls += 1
+        return self.eps_fn(x, sigma)
+
+
+_sample_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+_fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
+_all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
+
+
+def _require_finite(step: Step) -> None:
+    if not _all_finite(step.x_next):
+        level = float(jnp.max(step.sigma))
+        raise FloatingPointError(
+            f"step {step.i} from sigma = {level:.4g} left samples that are not finite; "
+            "the sampler diverges on these levels, or the denoiser overflows"
+        )
+
+
+def _checked(levels: Levels) -> Levels:
+    levels = jnp.asarray(levels)
+    if levels.ndim != 1 or not levels.size or not bool((jnp.isfinite(levels) & (levels > 0)).all()):
+        raise ValueError(f"levels are a vector of positive, finite noise levels, got {levels}")
+    return levels
+
+
+@jax.tree_util.register_static
+class _Nothing:
+    """A denoiser that knows no data, for measuring what a sampler costs."""
+
+    def denoise(self, x, sigma, cond):
+        return jnp.zeros_like(x)
