@@ -1,0 +1,228 @@
+"""Tensors on disk: safetensors files, alone or in shards, read one tensor at a time.
+
+This file owns what makes a set of files one set of named tensors, and every reason to refuse it.
+The format itself is the `safetensors` library's business. What the names mean, which layout a
+tensor has in memory and which module it belongs to is left to `checkpoint.py`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""The types of numbers that weights may have in a file."""
+
+_PICKLED = (
+    "pickled weights can run code when they are opened. Load them once in torch, from a source "
+    "you trust, and `save_pretrained(folder)` of diffusers or transformers writes safetensors"
+)
+_SHARD_NAME = re.compile(r"\w[\w.+\- ]*\.safetensors")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be trusted or understood; says which file, which tensor, and why."""
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file: what the header promises, and `read` to fetch it."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Any  # safe_open, which cannot be named as a type: it is a function in some releases
+
+    def read(self) -> np.ndarray:
+        """The values, in memory of their own."""
+        try:
+            return self.file.get_tensor(self.name).reshape(self.shape)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path}: cannot read {self.name!r}: {error}") from error
+
+
+def open_file(path: Path) -> dict[str, Tensor]:
+    """Read and check the header of one safetensors file.
+
+    Refused are headers that are too long, are not JSON, leave holes, overlap or point outside the
+    file, unknown types, and shapes that do not match their bytes: see the format's own rules in the
+    `safetensors` documentation. No tensor is read.
+
+    Args:
+      path: a `.safetensors` file.
+
+    Returns:
+      The tensors by name.
+
+    Errors:
+      CheckpointError: the file is missing, malformed, truncated, or a pickle.
+    """
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: {_PICKLED}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        # Not mapped: pages of a mapped file count as memory of the process, doubling its peak.
+        file = safe_open(path, framework="np", backend="pread")
+        return {name: _describe(path, name, file) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); fetch or write it again"
+        ) from error
+
+
+def _describe(path: Path, name: str, file: Any) -> Tensor:
+    header = file.get_slice(name)
+    return Tensor(path, name, header.get_dtype(), tuple(header.get_shape()), file)
+
+
+def open_folder(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
+    """Find the weights of one model in its folder, `stem[.variant].safetensors` or its shards.
+
+    Shards are read from the index alone. A folder that leaves room for two readings is refused:
+    a single file beside an index, a shard that the index does not list, and tensors that index
+    and shards do not agree on.
+
+    Args:
+      folder: the model's folder.
+      stem: `diffusion_pytorch_model` (diffusers) or `model` (transformers).
+      variant: the word in the file names, such as `fp16`; None for the plain ones.
+
+    Returns:
+      The tensors by name.
+
+    Errors:
+      CheckpointError: no such weights, an ambiguous folder, a malformed file.
+    """
+    word = f".{variant}" if variant else ""
+    single = folder / f"{stem}{word}.safetensors"
+    index = folder / f"{stem}.safetensors.index{word}.json"
+    if index.is_file() and single.is_file():
+        raise CheckpointError(f"{folder}: {single.name} and {index.name} both claim the weights")
+    if index.is_file():
+        return _open_shards(index, _shards_of(folder, stem, variant))
+    if single.is_file():
+        return open_file(single)
+    raise CheckpointError(f"{single}: no such file{_instead(folder, stem)}")
+
+
+def _instead(folder: Path, stem: str) -> str:
+    """What the folder holds where the weights were looked for, as the end of an error."""
+    if not folder.is_dir():
+        return f"; there is no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir() if path.name != "config.json")
+    word = re.compile(rf"{re.escape(stem)}(?:\.safetensors\.index)?\.(\w+)\.(?:safetensors|json)")
+    variants = sorted({found[1] for name in names if (found := word.fullmatch(name))} - {"index"})
+    if variants:
+        return f"; the variants here are {', '.join(variants)}: pass variant={variants[0]!r}"
+    if pickled := [name for name in names if Path(name).suffix in PICKLES]:
+        return f". {pickled[0]} is not read either: {_PICKLED}"
+    return f"; the folder holds {', '.join(names) or 'nothing else'}"
+
+
+def _shards_of(folder: Path, stem: str, variant: str | None) -> set[str]:
+    """Files that are shards by name; a variant is written before or after the number."""
+    number, stem = r"-\d+-of-\d+", re.escape(stem)
+    word = rf"\.{re.escape(variant)}" if variant else ""
+    pattern = re.compile(rf"{stem}(?:{word}{number}|{number}{word})\.safetensors")
+    return {path.name for path in folder.iterdir() if pattern.fullmatch(path.name)}
+
+
+def _open_shards(index: Path, present: set[str]) -> dict[str, Tensor]:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{index}: no weight_map from tensors to files")
+    for tensor, shard in listed.items():
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+            raise CheckpointError(
+                f"{index}: {tensor!r} is said to be in {shard!r}, which is not the plain name of a "
+                "safetensors file beside the index"
+            )
+    shards = set(listed.values())
+    if stale := sorted(present - shards):
+        raise CheckpointError(
+            f"{index}: does not list {', '.join(stale)}, left over from another save perhaps; "
+            "remove what does not belong"
+        )
+    tensors: dict[str, Tensor] = {}
+    problems = []
+    for shard in sorted(shards):
+        held = open_file(index.parent / shard)
+        due = {name for name, file in listed.items() if file == shard}
+        problems += [f"{shard} lacks {name!r}" for name in sorted(due - held.keys())]
+        problems += [f"{shard} holds {name!r}, unlisted" for name in sorted(held.keys() - due)]
+        tensors |= held
+    if problems:
+        raise CheckpointError(f"{index}: index and shards disagree:\n  " + "\n  ".join(problems))
+    return tensors
+
+
+def write_folder(
+    folder: Path, stem: str, tensors: Mapping[str, np.ndarray], max_shard_bytes: int
+) -> None:
+    """Write the weights of one model into its folder, in shards with an index if they are large.
+
+    Args:
+      folder: an existing folder; the caller sees to it that nobody reads it half-written.
+      stem: `diffusion_pytorch_model` (diffusers) or `model` (transformers).
+      tensors: arrays by name, of any strides.
+      max_shard_bytes: a file holds at most so many bytes of weights, or a single tensor.
+
+    >>> write_folder(Path("unet"), "diffusion_pytorch_model", {"w": np.ones(3)}, 2**33)
+    """
+    shards = list(_split(tensors, max_shard_bytes))
+    if len(shards) == 1:
+        files = [f"{stem}.safetensors"]
+    else:
+        total = len(shards)
+        files = [f"{stem}-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
+        index = {
+            "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
+            "weight_map": {name: files[i] for i, shard in enumerate(shards) for name in shard},
+        }
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+    for file, shard in zip(files, shards, strict=True):
+        dense = {name: np.asarray(tensors[name], order="C") for name in shard}
+        # transformers reads only files that say who wrote them: "pt" is the layout, not the writer.
+        save_file(dense, folder / file, metadata={"format": "pt"})
+
+
+def _split(tensors: Mapping[str, np.ndarray], max_bytes: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    size = 0
+    for name, array in tensors.items():
+        if shard and size + array.nbytes > max_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(name)
+        size += array.nbytes
+    yield shard
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Errors:
+      CheckpointError: the file is missing, is not JSON, or holds something other than an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__} where an object is due")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object as people read it: indented, keys in order."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
