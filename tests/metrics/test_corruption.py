@@ -1,0 +1,94 @@
+"""Every metric worsens, step by step, as samples are corrupted more and more."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from optdiff.metrics import (
+    energy_distance,
+    frechet,
+    gelbrich,
+    mmd,
+    mode_weights,
+    prdc,
+    sliced_w2,
+    trajectory_error,
+)
+
+RNG = np.random.default_rng(0)
+MEANS = 3 * RNG.normal(size=(5, 12))
+WEIGHTS = np.full(5, 0.2)
+SPREAD = MEANS.T @ MEANS / 5 - np.outer(MEANS.mean(0), MEANS.mean(0))
+
+
+def draw(count):
+    return MEANS[RNG.integers(5, size=count)] + RNG.normal(size=(count, 12))
+
+
+SAMPLES, REFERENCE = draw(400), draw(500)
+NOISE, DIRECTION = RNG.normal(size=(400, 12)), RNG.normal(size=12)
+
+
+def noise(level):
+    return SAMPLES + 3 * level * NOISE
+
+
+def shift(level):
+    return SAMPLES + level * DIRECTION
+
+
+def shrink(level):
+    """Towards the mean: too little variety, as too much guidance gives."""
+    return SAMPLES.mean(0) + (1 - level) * (SAMPLES - SAMPLES.mean(0))
+
+
+def outliers(level):
+    """A growing share of samples that went elsewhere."""
+    return np.where(np.arange(400)[:, None] < level * 400, 20 * NOISE, SAMPLES)
+
+
+def drop(level):
+    """Whole modes go, one after the other, and the rest takes their place."""
+    kept = 5 - round(5 * level)
+    return MEANS[RNG.integers(kept, size=400)] + NOISE
+
+
+def of(metric, key, sign=1):
+    return lambda samples: sign * metric(samples)[key]
+
+
+neighbours = partial(prdc, reference=REFERENCE)
+modes = partial(mode_weights, means=MEANS, weights=WEIGHTS)
+soft_modes = partial(modes, covariances=np.stack([np.eye(12)] * 5))
+
+DISTANCES = {
+    "trajectory_error": partial(trajectory_error, exact=SAMPLES),
+    "sliced_w2": partial(sliced_w2, reference=REFERENCE),
+    "mmd": partial(mmd, reference=REFERENCE),
+    "energy_distance": partial(energy_distance, reference=REFERENCE),
+    "frechet": partial(frechet, reference=REFERENCE),
+    "gelbrich": partial(gelbrich, mean=MEANS.mean(0), cov=SPREAD + np.eye(12)),
+}
+WORSE = {name: (metric, [noise, shift, shrink, outliers]) for name, metric in DISTANCES.items()} | {
+    "precision": (of(neighbours, "precision", -1), [noise, shift, outliers]),
+    "recall": (of(neighbours, "recall", -1), [shrink, drop]),
+    "density": (of(neighbours, "density", -1), [noise, shift, outliers]),
+    "coverage": (of(neighbours, "coverage", -1), [noise, shift, shrink, outliers, drop]),
+    "weights_tv": (of(modes, "weights_tv"), [drop]),
+    "soft weights_tv": (of(soft_modes, "weights_tv"), [drop]),
+    "missed_modes": (of(modes, "missed_modes"), [drop]),
+}
+for name in ("sliced_w2", "mmd", "energy_distance", "frechet", "gelbrich"):
+    WORSE[name][1].append(drop)
+
+
+@pytest.mark.parametrize(
+    ("name", "corrupt"),
+    [(name, corrupt) for name, (_, ways) in WORSE.items() for corrupt in ways],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_worsens_at_every_step(name, corrupt):
+    metric, _ = WORSE[name]
+    badness = [metric(corrupt(level)) for level in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    assert np.all(np.diff(badness) > 0), badness
