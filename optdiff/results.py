@@ -16,7 +16,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -233,6 +233,30 @@ def write(study: str | Path, files: Mapping[str, bytes]) -> None:
     with _locked(folder):
         for name, data in files.items():
             _replace(folder / name, data)
+
+
+def remember(
+    folder: str | Path, depends: Mapping[str, Any], compute: "Callable[[], np.ndarray]"
+) -> "np.ndarray":
+    """An expensive array, computed once for everything that it depends on and kept on disk.
+
+    Processes that ask for the same array at the same time wait for the first of them.
+
+    Args:
+      folder: the cache; deleting it costs time and nothing else.
+      depends: plain values that determine the array, the source that computes it among them.
+      compute: makes the array.
+    """
+    import numpy as np
+
+    entry = Path(folder) / config_key(depends)
+    path = entry / "array.npy"
+    with _locked(entry):
+        if not path.exists():
+            buffer = io.BytesIO()
+            np.save(buffer, np.asarray(compute()), allow_pickle=False)
+            _replace(path, buffer.getvalue())
+        return np.load(path, allow_pickle=False)
 
 
 def _plain(value: Any, where: str) -> Any:

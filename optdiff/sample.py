@@ -162,6 +162,11 @@ def sample_keys(seed: int, count: int, start: int = 0) -> Keys:
     return _sample_keys(jax.random.key(seed), jnp.arange(start, start + count))
 
 
+def start(problem: Problem, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samples:
+    """Where `sample` starts each of these keys at this level: draws of `problem.prior`."""
+    return problem.prior(_fold_in(keys, 0), sigma, cond)
+
+
 def evals_per_step(sampler: Sampler, n: int = 3, shape: tuple[int, ...] = (1,)) -> float:
     """Evaluations a sampler makes per step, measured on a grid of n levels.
 
@@ -203,7 +208,7 @@ def levels_within(sampler: Sampler, nfe: int, shape: tuple[int, ...] = (1,)) -> 
 
 def _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock):
     clock = plain_clock(levels) if clock is None else clock
-    x = problem.prior(_fold_in(keys, 0), levels[0], cond) if x is None else x
+    x = start(problem, keys, levels[0], cond) if x is None else x
     sigma, clock_state = clock.init(x)
     eps_fn, n = partial(_eps, problem, cond), levels.shape[0]
     step = partial(_step, eps_fn, sampler, clock, keys, n)

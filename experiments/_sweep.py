@@ -1,0 +1,195 @@
+"""The Hydra side of a sweep: start it, name what is mistyped, show progress, and end with a report.
+
+`run(main)` wraps a `hydra.main` function. Jobs tell how they went by what they return (`ok`,
+`skipped` or `failed`), from whatever process they run in.
+"""
+
+import functools
+import inspect
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+RUN = "OPTDIFF_RUN"  # names the output folder of this sweep, in this process and its workers
+
+
+class ConfigError(SystemExit):
+    """A configuration that cannot work. It ends the sweep: every job would fail the same way."""
+
+
+def run(main: Callable[[], Any]) -> int:
+    """Run a `hydra.main` function and return the exit code: 0 only if every job is well."""
+    os.environ[RUN] = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:6]}"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be explained
+    try:
+        main()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(explain(error), file=sys.stderr)
+        return 2
+    done = _progress_file()
+    return int(done.exists() and b"f" in done.read_bytes())
+
+
+def explain(error: Exception) -> str:
+    """What Hydra says of a configuration it cannot compose, with the closest thing that exists."""
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = str(error.missing_cfg_file)
+        group, _, choice = wanted.rpartition("/")
+        return f"{group or 'config'} has no {choice!r}{_closest(choice, error.options)}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        return f"there is no {cause.full_key!r}{_closest(str(cause.key), known)}"
+    return f"{type(error).__name__}: {error}"
+
+
+def check_targets(config: Any, where: str) -> None:
+    """Refuse parameters that a `_target_` does not take, before anything is built or compiled.
+
+    Raises:
+      ConfigError: naming the parameter, where it stands and the closest valid one.
+    """
+    if isinstance(config, dict):
+        if "_target_" in config:
+            _check_call(config, where)
+        for key, value in config.items():
+            check_targets(value, f"{where}.{key}")
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            check_targets(value, f"{where}[{i}]")
+
+
+def text(config: Any) -> str:
+    """Plain data as JSON, in its own order: the first metric is the primary one."""
+    return json.dumps(config)
+
+
+def single() -> bool:
+    """Whether this job is a run of its own and no part of a sweep."""
+    return HydraConfig.get().mode == RunMode.RUN
+
+
+def build(config: Any) -> Any:
+    """Instantiate plain data: the objects that its `_target_`s name."""
+    return instantiate(config, _convert_="all")
+
+
+@functools.lru_cache(maxsize=8)
+def build_once(config: str) -> Any:
+    """Instantiate JSON, and return the same object for the same text: jobs share their problem."""
+    return build(json.loads(config))
+
+
+def label(group: str) -> str:
+    """The choice of a config group with the parameters that this job overrides, for tables."""
+    hydra = HydraConfig.get()
+    given = [override.lstrip("+").split("=", 1) for override in hydra.overrides.task]
+    settings = [
+        value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}"
+        for key, value in given
+        if key.startswith(f"{group}.")
+    ]
+    return hydra.runtime.choices[group] + (f"({', '.join(settings)})" if settings else "")
+
+
+class Progress(Callback):
+    """A bar over the jobs of a sweep, in whatever processes they run, and the report at its end."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        done = _progress_file()
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+        self.bar = tqdm(total=_count_jobs(config), unit="job", disable=None, smoothing=0.1)
+        self.ended = threading.Event()
+        self.watcher = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        self.watcher.start()
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        # One byte, appended: safe from any number of processes, and lost with none of them.
+        outcome = (
+            job_return._return_value if isinstance(job_return._return_value, str) else "failed"
+        )
+        _progress_file().parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(_progress_file(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.write(descriptor, outcome[:1].encode())
+        os.close(descriptor)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from optdiff.report import report
+
+        self.ended.set()
+        self.watcher.join()
+        self.bar.close()
+        print(report(Path("results") / config.study))
+
+    def _watch(self, done: Path) -> None:
+        while not self.ended.wait(0.5):
+            self._show(done)
+        self._show(done)
+
+    def _show(self, done: Path) -> None:
+        self.bar.update(done.stat().st_size - self.bar.n)
+
+
+def _progress_file() -> Path:
+    return Path("outputs") / os.environ[RUN] / "jobs"
+
+
+def _count_jobs(config: DictConfig) -> int:
+    swept = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    choices = {
+        o.key_or_group: len(list(o.sweep_iterator())) if o.is_sweep_override() else 1
+        for o in parsed
+    }
+    total = 1
+    for count in choices.values():
+        total *= count
+    return total
+
+
+def _check_call(config: dict[str, Any], where: str) -> None:
+    name = config["_target_"]
+    try:
+        target = get_object(name)
+    except Exception as error:
+        module, _, attribute = name.rpartition(".")
+        siblings = dir(sys.modules[module]) if module in sys.modules else []
+        raise ConfigError(
+            f"{where}: nothing is called {name!r}{_closest(attribute, siblings)}"
+        ) from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in config:
+        if key not in parameters and not (key.startswith("_") and key.endswith("_")):
+            raise ConfigError(
+                f"{where}: {name} takes no parameter {key!r}{_closest(key, list(parameters))}"
+            )
+
+
+def _closest(word: str, known: list[str]) -> str:
+    known = sorted(k for k in known if not k.startswith("_"))
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return meant if len(known) > 40 else f"{meant} There is {', '.join(known) or 'none'}."

@@ -1,0 +1,184 @@
+"""Evaluate samplers: one job is one (problem, sampler, grid, NFE, seed) and appends one row.
+
+python experiments/evaluate.py problem=mixture sampler=ddim nfe=16 seed=0
+python experiments/evaluate.py -m sampler=ddim,adam nfe=4,8,16 seed=0,1,2 study=mine
+python experiments/evaluate.py -m experiment=few_step
+"""
+
+import json
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _sweep import ConfigError, build, build_once, check_targets, label, run, single, text
+from omegaconf import DictConfig, OmegaConf
+
+from optdiff import results
+from optdiff.analysis import evaluation
+from optdiff.sample import levels_within, sample_keys, start
+
+HOW_NOT_WHAT = ("study", "batch", "refresh")  # entries that do not change what a job finds
+RESULTS = Path("results")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(config: DictConfig) -> str:
+    # By import, not from here: joblib ships this file's functions by value, caches and all.
+    import evaluate
+
+    return evaluate.job(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def job(config: dict[str, Any]) -> str:
+    """Do one job, unless it is done already. Whatever becomes of it is a row."""
+    check_targets(config, "config")
+    key = results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT})
+    if key in finished(config):
+        return "skipped"
+    row = dict.fromkeys(results.Row.__annotations__) | {
+        "key": key,
+        "config": config,
+        "status": "ok",
+        "nfe_asked": config["nfe"],
+        "seed": config["seed"],
+        "samples": config["samples"],
+        **{group: label(group) for group in ("problem", "sampler", "grid")},
+        **{"levels": [], "metrics": {}, "floor": {}},
+    }
+    artifact = None
+    try:
+        found, artifact = measure(config)
+        row |= found
+    except Exception as error:  # of any kind: the row tells, and its siblings go on
+        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    row |= results.provenance(device())
+    row = results.append(RESULTS / config["study"], row, artifact)
+    if single():
+        print(summary(row))
+    return row["status"]
+
+
+def finished(config: dict[str, Any]) -> set[str]:
+    """The jobs of this study that `refresh` leaves alone."""
+    choices = {
+        "failed": lambda study: results.finished(study),
+        "stale": lambda study: results.finished(study, results.source_digest()),
+        "all": lambda study: set(),
+    }
+    if config["refresh"] not in choices:
+        raise ConfigError(f"refresh is one of {', '.join(choices)}, not {config['refresh']!r}")
+    return choices[config["refresh"]](RESULTS / config["study"])
+
+
+def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sample and measure: the fields of a row that a job finds out, and its artifact."""
+    sampler, grid = build(config["sampler"]), build(config["grid"])
+    problem, metrics = build_once(text(config["problem"])), build_once(text(config["metrics"]))
+    levels = grid(problem.schedule, levels_within(sampler, config["nfe"], sample_shape(problem)))
+    shared = {k: config[k] for k in ("problem", "metrics", "exact", "seed", "samples", "batch")}
+    setting = share(text(shared), float(levels[0]))
+
+    size = {k: config[k] for k in ("seed", "samples", "batch")}
+    with Stopwatch() as sampling:
+        x0, trace = evaluation.draw(problem, sampler, levels, **size)
+        x0.block_until_ready()
+    samples, exact = problem.decode(x0), problem.decode(setting.exact)
+    with Stopwatch() as measuring:
+        values = evaluation.measure(
+            metrics,
+            problem,
+            samples=samples,
+            exact=exact,
+            reference=setting.reference,
+            sampler=sampler,
+            levels=levels,
+        )
+    nfe = float(np.mean(trace.nfe))
+    row = {
+        "levels": levels,
+        "nfe": nfe,
+        "passes": nfe * getattr(problem, "passes", 1),
+        "metrics": values,
+        "floor": setting.floor,
+        "seconds_compile": sampling.compiling,
+        "seconds_run": sampling.wall - sampling.compiling,
+        "seconds_metrics": measuring.wall,
+    }
+    keep = slice(config["keep"])
+    pictures = {"samples": samples[keep], "reference": setting.reference[keep]}
+    return row, pictures
+
+
+@lru_cache(maxsize=8)
+def share(shared: str, sigma: float) -> Any:
+    """What the jobs of a comparison share, made by the first of them; see `analysis.evaluation`."""
+    config = json.loads(shared)
+    size = {k: config[k] for k in ("seed", "samples", "batch")}
+    exact = config["exact"]
+    solver = evaluation.Solver(build(exact["sampler"]), build(exact["grid"]), exact["levels"])
+    depends = {**config, "sigma": sigma, **results.provenance(device()), "time": None}
+    depends = {k: depends[k] for k in depends if k not in ("metrics", "batch", "commit", "dirty")}
+    return evaluation.setting(
+        build_once(text(config["problem"])),
+        build_once(text(config["metrics"])),
+        sigma=sigma,
+        solver=solver,
+        remember=lambda compute: results.remember(RESULTS / ".cache", depends, compute),
+        **size,
+    )
+
+
+class Stopwatch:
+    """Seconds that pass inside a `with`, and those of them that JAX spends compiling."""
+
+    def __enter__(self) -> "Stopwatch":
+        self.compiling, self.began = 0.0, time.perf_counter()
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.wall = time.perf_counter() - self.began
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **about: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.compiling += seconds
+
+
+def sample_shape(problem: Any) -> tuple[int, ...]:
+    """The shape of one sample of a problem."""
+    keys = sample_keys(0, 1)
+    x = jax.eval_shape(lambda p: start(p, keys, jnp.ones(()), p.condition(keys)), problem)
+    return x.shape[1:]
+
+
+def device() -> str:
+    """What jobs run on, in words."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})"
+
+
+def summary(row: results.Row) -> str:
+    """A row for the eye: one line for each metric, with its floor."""
+    head = f"{row['sampler']} on {row['problem']}, {row['grid']} levels, seed {row['seed']}"
+    if row["status"] == "failed":
+        return f"{head}: {row['error']}"
+    lines = [f"{head}: {row['nfe']:g} evaluations, {row['passes']:g} network passes a sample"]
+    for name, value in row["metrics"].items():
+        floor = f"   (real against real {row['floor'][name]:.4g})" if name in row["floor"] else ""
+        lines.append(f"  {name:20} {value:10.4g}{floor}")
+    lines.append(
+        f"  {row['seconds_run']:.2f} s sampling, {row['seconds_compile']:.2f} s compiling, "
+        f"{row['seconds_metrics']:.2f} s measuring"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
