@@ -113,46 +113,60 @@ def label(group: str) -> str:
 
 
 class Progress(Callback):
-    """A bar over the jobs of a sweep, in whatever processes they run, and the report at its end."""
+    """A bar over the jobs of a sweep, in whatever processes they run, and the report at its end.
+
+    Hydra sends it to the workers with every job, so it holds nothing itself.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        done = _progress_file()
-        done.parent.mkdir(parents=True, exist_ok=True)
-        done.touch()
-        self.bar = tqdm(total=_count_jobs(config), unit="job", disable=None, smoothing=0.1)
-        self.ended = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, args=(done,), daemon=True)
-        self.watcher.start()
+        _watchers.append(_Watcher(_count_jobs(config)))
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        outcome = job_return._return_value
         # One byte, appended: safe from any number of processes, and lost with none of them.
-        outcome = (
-            job_return._return_value if isinstance(job_return._return_value, str) else "failed"
-        )
-        _progress_file().parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(_progress_file(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        os.write(descriptor, outcome[:1].encode())
-        os.close(descriptor)
+        with open(_progress_file(), "ab") as jobs:
+            jobs.write(outcome[:1].encode() if isinstance(outcome, str) else b"f")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from optdiff.report import report
 
-        self.ended.set()
-        self.watcher.join()
-        self.bar.close()
+        _watchers.pop().stop()
         print(report(Path("results") / config.study))
 
-    def _watch(self, done: Path) -> None:
-        while not self.ended.wait(0.5):
-            self._show(done)
-        self._show(done)
 
-    def _show(self, done: Path) -> None:
-        self.bar.update(done.stat().st_size - self.bar.n)
+class _Watcher(threading.Thread):
+    """Shows how many jobs have ended, and the time left."""
+
+    def __init__(self, jobs: int):
+        super().__init__(daemon=True)
+        self.ended = threading.Event()
+        # Without a terminal there is nobody to watch, and the bar would fill a log.
+        self.bar = tqdm(total=jobs, unit="job", disable=None)
+        self.start()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.5):
+            self._show()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.join()
+        self._show()
+        self.bar.close()
+
+    def _show(self) -> None:
+        if _progress_file().exists():
+            self.bar.update(_progress_file().stat().st_size - self.bar.n)
+
+
+_watchers: list[_Watcher] = []
 
 
 def _progress_file() -> Path:
-    return Path("outputs") / os.environ[RUN] / "jobs"
+    """Holds one byte for each job that ended: the first letter of how it went."""
+    folder = Path("outputs") / os.environ[RUN]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "jobs"
 
 
 def _count_jobs(config: DictConfig) -> int:
