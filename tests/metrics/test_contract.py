@@ -34,7 +34,7 @@ CALLS = {metric.__name__: partial(metric, reference=REFERENCE) for metric in TWO
         mode_weights,
         means=REFERENCE[:4],
         weights=np.full(4, 0.25),
-        covariances=np.stack([np.eye(6)] * 4),
+        stds=np.ones(4),
     ),
 }
 

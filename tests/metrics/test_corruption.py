@@ -60,7 +60,7 @@ def of(metric, key, sign=1):
 
 neighbours = partial(prdc, reference=REFERENCE)
 modes = partial(mode_weights, means=MEANS, weights=WEIGHTS)
-soft_modes = partial(modes, covariances=np.stack([np.eye(12)] * 5))
+soft_modes = partial(modes, stds=np.ones(5))
 
 DISTANCES = {
     "trajectory_error": partial(trajectory_error, exact=SAMPLES),

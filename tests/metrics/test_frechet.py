@@ -41,6 +41,15 @@ def test_more_dimensions_than_samples_change_nothing():
     assert wide == pytest.approx(frechet(x, y, features=features), rel=1e-9)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("dim", [30, 200])
+def test_a_reference_of_few_directions_yields_as_many_axes(rank, dim):
+    rng = np.random.default_rng(6)
+    y = rng.normal(size=(90, rank)) @ rng.normal(size=(rank, dim)) + 1
+    assert principal_features(y)(y).shape == (90, rank + 1)
+    assert frechet(y + 1, y) == pytest.approx(np.sqrt(dim), rel=1e-6)
+
+
 def test_what_leaves_the_span_of_the_axes_is_seen():
     rng = np.random.default_rng(2)
     basis = rng.normal(size=(3, 30))
