@@ -23,7 +23,7 @@ Points = Float[np.ndarray, "_ d"]
 
 
 def points(samples: Samples, name: str = "samples", *, at_least: int = 1) -> Points:
-    """Samples as rows of a float64 matrix, all of them finite.
+    """A copy of the samples as rows of a float64 matrix, all of them finite.
 
     Args:
       samples: (b, ...), any floating type.
@@ -39,12 +39,13 @@ def points(samples: Samples, name: str = "samples", *, at_least: int = 1) -> Poi
     >>> points(np.ones((2, 28, 28), np.float32)).shape
     (2, 784)
     """
-    values = np.asarray(samples).astype(np.float64)
+    values = np.array(samples, np.float64)
     rows = values.reshape(len(values), math.prod(values.shape[1:]))
     if len(rows) < at_least:
         raise ValueError(f"{name}: {len(rows)} given, at least {at_least} needed; draw more")
-    broken = ~np.isfinite(rows).all(axis=1)
-    if broken.any():
+    finite = np.isfinite(rows)
+    if not finite.all():
+        broken = ~finite.all(axis=1)
         raise ValueError(
             f"{name}: {broken.sum()} of {len(rows)} are not finite (the first at index "
             f"{broken.argmax()}); a metric of the others would flatter the sampler, so mend the "
@@ -82,7 +83,9 @@ def pair(samples: Samples, reference: Reference, *, at_least: int = 1) -> tuple[
     x = points(samples, "samples", at_least=at_least)
     y = points(reference, "reference", at_least=at_least)
     mean = y.mean(axis=0)
-    return x - mean, y - mean
+    x -= mean
+    y -= mean
+    return x, y
 
 
 def squared_distances(x: Points, y: Points) -> Float[np.ndarray, "_ _"]:
