@@ -72,8 +72,8 @@ class Gaussian:
 def gaussian(
     dim: int = 32,
     *,
-    mean: Float[Array, "d"] | list[float] | None = None,
-    cov: Float[Array, "d d"] | list[list[float]] | None = None,
+    mean: Float[Array | np.ndarray, "d"] | list[float] | None = None,
+    cov: Float[Array | np.ndarray, "d d"] | list[list[float]] | None = None,
     power: float = 2.0,
     seed: int = 0,
     schedule: NoiseSchedule | None = None,

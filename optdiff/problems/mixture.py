@@ -87,9 +87,9 @@ def mixture(
     modes: int = 12,
     dim: int = 16,
     *,
-    means: Float[Array, "k d"] | list[list[float]] | None = None,
-    stds: Float[Array, "k"] | list[float] | float = 0.1,
-    weights: Float[Array, "k"] | list[float] | None = None,
+    means: Float[Array | np.ndarray, "k d"] | list[list[float]] | None = None,
+    stds: Float[Array | np.ndarray, "k"] | list[float] | float = 0.1,
+    weights: Float[Array | np.ndarray, "k"] | list[float] | None = None,
     seed: int = 0,
     schedule: NoiseSchedule | None = None,
 ) -> Mixture:
