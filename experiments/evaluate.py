@@ -8,7 +8,7 @@ python experiments/evaluate.py -m experiment=few_step
 import json
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from _sweep import ConfigError, build, build_once, check_targets, label, run, si
 from omegaconf import DictConfig, OmegaConf
 
 from optdiff import results
-from optdiff.analysis import evaluation
+from optdiff.analysis import diagnostics, evaluation
 from optdiff.sample import levels_within, sample_keys, start
 
 HOW_NOT_WHAT = ("study", "batch", "refresh")  # entries that do not change what a job finds
@@ -85,8 +85,9 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     setting = share(text(shared), float(levels[0]))
 
     size = {k: config[k] for k in ("seed", "samples", "batch")}
+    observe = partial(diagnostics.observe, samples=config["keep"])
     with Stopwatch() as sampling:
-        x0, trace = evaluation.draw(problem, sampler, levels, **size)
+        x0, trace = evaluation.draw(problem, sampler, levels, observe=observe, **size)
         x0.block_until_ready()
     samples, exact = problem.decode(x0), problem.decode(setting.exact)
     with Stopwatch() as measuring:
@@ -112,7 +113,8 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     keep = slice(config["keep"])
     pictures = {"samples": samples[keep], "reference": setting.reference[keep]}
-    return row, pictures
+    path = diagnostics.diagnose(trace.observed)._asdict() if len(levels) > 1 else {}
+    return row, pictures | path
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,99 @@
+"""Benchmarks: where the time goes. The first argument names one of conf/benchmark.
+
+python experiments/benchmark.py sweep
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import hydra
+import jax
+from _sweep import build
+from omegaconf import DictConfig, OmegaConf
+
+from optdiff.analysis import evaluation
+from optdiff.grids import karras
+from optdiff.sample import _eps, sample, sample_keys, start
+
+EXPERIMENTS = Path(__file__).parent
+
+
+def sweep(config: dict[str, Any]) -> None:
+    """Print what a sweep spends on the driver, the metrics, and Hydra with the rows."""
+    problem, metrics = build(config["problem"]), build(config["metrics"])
+    levels = karras(problem.schedule, config["levels"])
+    keys = sample_keys(0, config["samples"])
+    x = start(problem, keys, levels[0])
+    yamls = {
+        s: OmegaConf.load(EXPERIMENTS / f"../conf/sampler/{s}.yaml") for s in config["samplers"]
+    }
+    samplers = {name: build(OmegaConf.to_container(yaml)) for name, yaml in yamls.items()}
+
+    print(f"{config['samples']} samples, {config['levels']} levels, median of {config['repeats']}")
+    for name, sampler in samplers.items():
+        nfe = int(sample(problem, sampler, levels, keys, x=x)[1].nfe[0])  # and compile
+        pairs = [
+            (
+                seconds(lambda: sample(problem, sampler, levels, keys, x=x)[0]),  # noqa: B023
+                seconds(lambda: [_eps(problem, None, x, levels[0]) for _ in range(nfe)]),  # noqa: B023
+            )
+            for _ in range(config["repeats"])
+        ]
+        whole, calls = (median(column) for column in zip(*pairs, strict=True))
+        ratio = median(a / b for a, b in pairs)
+        print(f"  {name:20} {whole:7.3f} s, its {nfe} evaluations {calls:7.3f} s: x {ratio:.2f}")
+
+    samples = problem.decode(sample(problem, samplers["ddim"], levels, keys, x=x)[0])
+    reference = problem.reference(keys)
+    given = {"samples": samples, "exact": samples, "reference": reference}
+    evaluation.measure(metrics, problem, **given)
+    measuring = median(
+        seconds(lambda: evaluation.measure(metrics, problem, **given))
+        for _ in range(config["repeats"])
+    )
+    print(f"  metrics              {measuring:7.3f} s a job")
+    print(f"  Hydra and rows       {bookkeeping(config['jobs']):7.3f} s a job")
+
+
+def bookkeeping(jobs: int) -> float:
+    """Seconds a job for composing its configuration, and for its row: what is left of a sweep
+    whose sampling costs nothing, per job that is added to it."""
+
+    def run(count: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            script = EXPERIMENTS.resolve() / "evaluate.py"
+            seeds = ",".join(map(str, range(count)))
+            tiny = ["problem=gaussian", "metrics=trajectory", "samples=1", "keep=1", "nfe=1"]
+            command = [sys.executable, script, "-m", *tiny, f"seed={seeds}"]
+            return seconds(
+                lambda: subprocess.run(command, cwd=folder, check=True, capture_output=True)
+            )
+
+    return (run(jobs + 1) - run(1)) / jobs
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time until the work and the arrays it returns are done."""
+    began = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    benchmarks = {"sweep": sweep}
+    names = [name for name in sys.argv[1:2] if name in benchmarks]
+    if not names:
+        sys.exit(f"usage: benchmark.py {{{','.join(benchmarks)}}} [key=value ...]")
+    sys.argv.remove(names[0])
+
+    @hydra.main(version_base="1.3", config_path="../conf", config_name=f"benchmark/{names[0]}")
+    def main(config: DictConfig) -> None:
+        benchmarks[names[0]](OmegaConf.to_container(config, resolve=True))
+
+    main()
