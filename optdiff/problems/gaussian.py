@@ -100,18 +100,26 @@ def gaussian(
         basis, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
         variances = np.arange(1, dim + 1.0) ** -power
     else:
-        cov = np.asarray(cov, np.float64)
-        if cov.ndim != 2 or cov.shape[0] != cov.shape[1] or not np.allclose(cov, cov.T):
-            raise ValueError(f"cov is a symmetric matrix, not an array of shape {cov.shape}")
-        variances, basis = np.linalg.eigh(cov)
-        if variances[0] < -1e-9 * max(variances[-1], 1e-300):
-            raise ValueError(f"cov has the negative eigenvalue {variances[0]:.3g}")
-        variances = np.maximum(variances, 0.0)
+        variances, basis = _spectrum(np.asarray(cov, np.float64))
     mean = rng.normal(size=len(variances)) if mean is None else np.asarray(mean, np.float64)
     if mean.shape != variances.shape:
-        raise ValueError(f"mean has shape {mean.shape}, but cov has {len(variances)} rows")
+        raise ValueError(f"mean has {mean.size} entries, but cov has {len(variances)} rows")
     arrays = (jnp.asarray(a, float) for a in (mean, basis, variances))
     return Gaussian(*arrays, schedule or variance_exploding())
+
+
+def _spectrum(cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a covariance, which is checked to be one."""
+    if cov.ndim != 2 or cov.shape[0] != cov.shape[1]:
+        raise ValueError(f"cov must be a square matrix, but has shape {cov.shape}")
+    if not np.isfinite(cov).all():
+        raise ValueError("cov must be finite")
+    if not np.allclose(cov, cov.T):
+        raise ValueError("cov must be symmetric")
+    variances, basis = np.linalg.eigh(cov)
+    if variances[0] < -1e-6 * variances[-1]:  # what float32 does to a singular one passes
+        raise ValueError(f"cov has the negative eigenvalue {variances[0]:.3g}")
+    return np.maximum(variances, 0.0), basis
 
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
