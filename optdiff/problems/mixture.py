@@ -111,12 +111,14 @@ def mixture(
     """
     rng = np.random.default_rng(seed)
     means = rng.normal(size=(modes, dim)) if means is None else np.asarray(means, np.float64)
-    stds = np.broadcast_to(np.asarray(stds, np.float64), means.shape[:1])
+    stds = np.asarray(stds, np.float64)
+    stds = np.full(len(means), stds) if stds.ndim == 0 else stds
     weights = np.linspace(1, 3, len(means)) if weights is None else np.asarray(weights, np.float64)
-    if weights.shape != means.shape[:1]:
-        raise ValueError(f"there are {len(means)} modes but {len(weights)} weights")
-    if np.any(weights <= 0) or np.any(stds <= 0):
-        raise ValueError("weights and stds of a mixture must be positive")
+    for name, values in (("stds", stds), ("weights", weights)):
+        if values.shape != means.shape[:1]:
+            raise ValueError(f"there are {len(means)} modes but {values.size} {name}")
+        if not np.all(values > 0):
+            raise ValueError(f"{name} of a mixture must be positive, not {values.tolist()}")
     arrays = (jnp.asarray(a, float) for a in (means, stds, np.log(weights / weights.sum())))
     return Mixture(*arrays, schedule or variance_exploding())
 
