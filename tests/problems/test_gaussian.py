@@ -1,5 +1,7 @@
 """Gaussian data against Tweedie's formula, an ODE solver and the moments of draws."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ def test_solutions_compose_down_to_zero(problem):
     x = problem.prior(sample_keys(2, 4), jnp.array(9.0))
     levels = [jnp.array(s) for s in (9.0, 1.0, 1e-3, 0.0)]
     there = x
-    for before, after in zip(levels, levels[1:], strict=False):
+    for before, after in itertools.pairwise(levels):
         there = problem.solution(there, before, after)
     at_once = problem.solution(x, levels[0], levels[-1])
     np.testing.assert_allclose(there, at_once, atol=1e-12)

@@ -36,7 +36,9 @@ def test_denoiser_is_the_posterior_mean(sigma):
     found = problem.denoise(jnp.array(xs)[:, None], jnp.array(sigma))[:, 0]
 
     def posterior_mean(x):
-        joint = lambda x0: norm.pdf(x, x0, sigma) * (weights * norm.pdf(x0, means, stds)).sum()
+        def joint(x0):
+            return norm.pdf(x, x0, sigma) * (weights * norm.pdf(x0, means, stds)).sum()
+
         options = dict(points=[*means, x], epsabs=0, epsrel=1e-11, limit=500)
         evidence = quad(joint, -4, 4, **options)[0]
         return quad(lambda x0: x0 * joint(x0), -4, 4, **options)[0] / evidence
