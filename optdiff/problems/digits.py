@@ -85,21 +85,22 @@ class Digits:
         return self.decode(self.prior(keys, jnp.zeros(()), cond))
 
     def reference(self, keys: Keys, cond: Cond = None) -> Samples:
-        """Held-out digits, smoothed and decoded: no digit twice, of the asked kinds if conditional.
+        """Held-out digits, smoothed and decoded: no digit twice, each of the kind that is asked.
 
         Raises:
-          ValueError: if more are asked for than were held out.
+          ValueError: if more are asked for than were held out, in all or of a kind.
         """
         if len(keys) > len(self.held_out):
             raise ValueError(f"{len(keys)} digits asked for, {len(self.held_out)} were held out")
-        # The best-ranked digits under random scores are a draw without replacement. A condition
-        # asks for a batch's kinds in their proportions, not for one kind per key.
-        scores = jax.random.gumbel(keys[0], (len(self.held_out),))
-        if cond is not None:
-            scores = scores + self._log_weights(self.held_out_labels, cond.mean(0)[None])[0]
-        chosen = self.held_out[jax.lax.top_k(scores, len(keys))[1]]
-        z = jax.vmap(lambda key: jax.random.normal(key, (784,), chosen.dtype))(keys)
-        return self.decode((chosen + self.smoothing * z).reshape(-1, 28, 28))
+        order = np.asarray(jax.random.permutation(keys[0], len(self.held_out)))
+        noise_key, kind_key = jax.vmap(jax.random.split, out_axes=1)(keys)
+        if cond is None:
+            chosen = order[: len(keys)]
+        else:
+            kinds = jax.vmap(jax.random.categorical)(kind_key, jnp.log(cond))
+            chosen = _of_kinds(order, np.asarray(self.held_out_labels), np.asarray(kinds))
+        z = jax.vmap(lambda key: jax.random.normal(key, (784,), self.held_out.dtype))(noise_key)
+        return self.decode((self.held_out[chosen] + self.smoothing * z).reshape(-1, 28, 28))
 
     def decode(self, x0: Samples) -> Samples:
         """Images with ink 1 on paper 0."""
@@ -149,6 +150,20 @@ def digits(
         conditional or guidance is not None,
     )
     return problem if guidance is None else Guided(problem, guidance, jnp.asarray(ANY_DIGIT))
+
+
+def _of_kinds(order: np.ndarray, labels: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """The first digit in `order` of each wanted kind, then the next of that kind, and so on."""
+    chosen = np.empty(len(kinds), int)
+    for kind in np.unique(kinds):
+        asked, there = np.flatnonzero(kinds == kind), order[labels[order] == kind]
+        if len(asked) > len(there):
+            raise ValueError(
+                f"{len(asked)} held-out digits of kind {kind} asked for, there are {len(there)}; "
+                "ask for fewer samples or for more kinds"
+            )
+        chosen[asked] = there[: len(asked)]
+    return chosen
 
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
