@@ -271,6 +271,30 @@ def test_two_processes_append_without_losing_or_tearing_a_row(tmp_path):
         assert load_artifact(tmp_path, row["key"])["samples"].tolist() == [row["levels"][0]] * 9
 
 
+REMEMBER = """
+import sys, time
+import numpy as np
+from optdiff.results import remember
+def compute():
+    time.sleep(0.2)
+    print("computed")
+    return np.arange(5.0)
+assert remember(sys.argv[1], {"seed": 0}, compute).tolist() == [0, 1, 2, 3, 4]
+"""
+
+
+def test_what_is_remembered_is_computed_once(tmp_path):
+    crowd = [spawn(REMEMBER, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[0] for process in crowd]
+    assert sorted(said) == ["", "", "computed\n"]
+    assert [process.returncode for process in crowd] == [0, 0, 0]
+    other = results.remember(tmp_path, {"seed": 1}, lambda: np.ones((2, 2), np.float32))
+    assert other.dtype == np.float32 and other.shape == (2, 2)
+    with pytest.raises(ZeroDivisionError):
+        results.remember(tmp_path, {"seed": 2}, lambda: 1 / 0)
+    assert results.remember(tmp_path, {"seed": 2}, lambda: np.zeros(1)) == 0  # not a failure
+
+
 def test_results_is_light(tmp_path):
     program = "import sys, optdiff.results; print(*sys.modules)"
     loaded = spawn(program, stdout=subprocess.PIPE, text=True).communicate()[0].split()
@@ -281,7 +305,7 @@ def test_results_is_light(tmp_path):
         start = time.perf_counter()
         append(tmp_path, make_row(f"k{i}"), {"samples": np.random.rand(8, 28, 28)})
         seconds.append(time.perf_counter() - start)
-    assert np.median(seconds) < 0.05  # 3 ms when the disk is free
+    assert min(seconds) < 0.02
 
 
 # A sweep: it announces each job after its row is on disk. Its disk is slow, and a write reaches it

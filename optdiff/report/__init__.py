@@ -1,0 +1,123 @@
+"""Rows and artifacts into a table, figures and a picture of samples.
+
+`report` reads a study's log and writes what people look at; it runs nothing and imports neither
+models nor samplers. Grouping and statistics are in `cells`, text in `table`, vector figures in
+`figures`, samples in `pictures`.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from optdiff.report import figures, pictures, table
+from optdiff.report.cells import Board, boards
+from optdiff.results import load, load_artifact, source_digest, write
+
+__all__ = ["report"]
+
+Traces = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def report(study: str | Path, *, primary: str | None = None, source: str | None = None) -> str:
+    """Write `table.md`, `table.csv`, `figure.svg`, `samples.png` and `diagnostics.svg` of a study.
+
+    Each file is written whole or not at all, and the same log gives the same bytes. The two that
+    need artifacts are left out where none has what they show.
+
+    Args:
+      study: the folder, `results/<study>`.
+      primary: the metric that comes first and orders the methods; by default the first of a row.
+      source: digest of the present source, by which rows are called stale; by default the
+        package's own.
+
+    Returns:
+      The primary table of each problem and the notes, for a terminal: the head of `table.md`.
+
+    Raises:
+      ValueError: if the study has no rows, or none has the primary metric.
+
+    >>> print(report("results/quickstart", primary="sliced_w2"))  # doctest: +SKIP
+    """
+    study = Path(study)
+    rows = load(study)
+    if not rows:
+        raise ValueError(f"{study / 'rows.jsonl'} has no rows; run a sweep of this study first")
+    found = boards(rows, primary)
+    head, rest = _tables(study, rows, found, source or source_digest())
+    files = {
+        "table.md": (head + rest).encode(),
+        "table.csv": table.tidy(found).encode(),
+        "figure.svg": _svg(figures.quality(found)),
+    }
+    if shown := [picture for board in found if (picture := _samples(study, board)) is not None]:
+        files["samples.png"] = _png(pictures.stack(shown))
+    traces = {board.problem: traced for board in found if (traced := _traces(study, board))}
+    if traces:
+        files["diagnostics.svg"] = _svg(figures.diagnostics(found, traces))
+    write(study, files)
+    return head
+
+
+def _tables(study: Path, rows: list, found: list[Board], source: str) -> tuple[str, str]:
+    """The text of `table.md`: what a terminal shows too, and the other metrics."""
+    first = [table.markdown(board, board.metrics[0]) for board in found]
+    head = [f"# {study.resolve().name}", *first, table.notes(rows, found, source)]
+    rest = [table.markdown(board, metric) for board in found for metric in board.metrics[1:]]
+    rest = ["", "## Other metrics", *rest] if rest else [""]
+    return "\n\n".join(head) + "\n", "\n\n".join(rest)[1:]
+
+
+def _samples(study: Path, board: Board) -> pictures.Pixels | None:
+    """The picture of a problem's samples, of the seed that most cells have."""
+
+    def having(seed: int) -> dict[tuple[str, int], str]:
+        return {place: cell.keys[seed] for place, cell in board.cells.items() if seed in cell.keys}
+
+    seed = max(board.seeds, key=lambda seed: (len(having(seed)), -seed))
+    loaded = {place: load_artifact(study, key) for place, key in having(seed).items()}
+    found = {place: arrays for place, arrays in loaded.items() if arrays and "samples" in arrays}
+    return pictures.samples(board, seed, found) if found else None
+
+
+def _traces(study: Path, board: Board) -> tuple[int, Traces] | None:
+    """The largest budget at which most methods have traces, and these, all seeds side by side."""
+    best = None
+    for budget in reversed(board.budgets):
+        traces = {}
+        for method in board.methods:
+            cell = board.cells.get((method, budget))
+            seeds = [load_artifact(study, key) for key in cell.keys.values()] if cell else []
+            seeds = [arrays for arrays in seeds if arrays and "sigma" in arrays]
+            if seeds:
+                sigma = seeds[0]["sigma"]  # (n,), or (n, k) where samples have their own levels
+                sigma = np.median(sigma.reshape(len(sigma), -1), axis=1)
+                traces[method] = {"sigma": sigma} | {
+                    name: np.concatenate([arrays[name] for arrays in seeds], axis=1)
+                    for name, _ in figures.TRACES
+                    if all(name in arrays for arrays in seeds)
+                }
+        if traces and (best is None or len(traces) > len(best[1])):
+            best = budget, traces
+        if best and len(best[1]) == len(board.methods):
+            break
+    return best
+
+
+def _svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes each time; text as paths, so fonts do not matter."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "optdiff", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _png(pixels: pictures.Pixels) -> bytes:
+    """A picture as PNG, without the metadata that would differ between machines."""
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,211 @@
+"""Cells as text: markdown for readers, CSV for programs, and the notes that keep both honest.
+
+A table shows means with the half-width of their intervals, marks the best of each column and who
+ties with it, and says what is missing, failed, stale, or cost other than asked.
+"""
+
+import csv
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from optdiff.report.cells import Board, Cell, Interval, higher_is_better, marks, summary
+from optdiff.results import Row
+
+COLUMNS = [
+    *("problem", "method", "sampler", "grid", "nfe_asked", "nfe", "passes", "metric"),
+    *("mean", "low", "high", "seeds", "failed", "mark", "floor"),
+]
+KINDS_OF_FAILURE = 8  # listed in the notes; the log has them all
+
+
+def markdown(board: Board, metric: str) -> str:
+    """One table of methods by budgets in one metric, with its heading and its legend."""
+    unit = _unit(board, metric)
+    found = {budget: marks(board, metric, budget) for budget in board.budgets}
+    lines = [["sampler \\ NFE", *map(str, board.budgets)]]
+    for method in board.methods:
+        cells = [(board.cells.get((method, b)), b) for b in board.budgets]
+        texts = [_text(c, metric, b, found[b].get(method), board.seeds, unit) for c, b in cells]
+        lines.append([method, *texts])
+    if floor := board.floor[metric]:
+        texts = [_number(floor[b] / unit) if b in floor else "—" for b in board.budgets]
+        lines.append(["*real vs real*", *texts])
+    parts = [_heading(board, metric, unit), _aligned(lines), _legend(board, lines)]
+    return "\n\n".join(filter(None, parts))
+
+
+def tidy(board_list: Sequence[Board]) -> str:
+    """CSV, one line for each cell and metric; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for board in board_list:
+        for metric in board.metrics:
+            for budget in board.budgets:
+                found = marks(board, metric, budget)
+                for method in board.methods:
+                    if cell := board.cells.get((method, budget)):
+                        cost = [None if math.isnan(c) else c for c in (cell.nfe, cell.passes)]
+                        place = [board.problem, method, cell.sampler, cell.grid, budget, *cost]
+                        value = summary(cell, metric) or Interval(None, None, None)
+                        counts = [len(cell.values.get(metric, ())), len(cell.errors)]
+                        last = [found.get(method), board.floor[metric].get(budget)]
+                        writer.writerow([*place, metric, *value, *counts, *last])
+    return text.getvalue()
+
+
+def notes(rows: Sequence[Row], board_list: Sequence[Board], source: str) -> str:
+    """What a reader must know of the rows: what failed, what is stale or dirty, where they ran.
+
+    Args:
+      rows: all rows of the study.
+      board_list: their boards.
+      source: digest of the present source; rows of any other are stale.
+    """
+    commits = Counter(
+        f"commit {row['commit'][:9]}" if row["commit"] else "no commit" for row in rows
+    )
+    devices = Counter(row["device"] for row in rows)
+    lines = []
+    failures = [line for board in board_list for line in _failures(board)]
+    lines += failures[:KINDS_OF_FAILURE]
+    if len(failures) > KINDS_OF_FAILURE:
+        lines.append(f"✗ and {len(failures) - KINDS_OF_FAILURE} more kinds of failure.")
+    if stale := sum(row["source"] != source for row in rows):
+        lines.append(
+            f"**Stale**: {stale} of {len(rows)} rows were made by other source than the present; "
+            "`refresh=stale` reruns them."
+        )
+    if dirty := sum(bool(row["dirty"]) for row in rows):
+        lines.append(
+            f"**Dirty**: {dirty} of {len(rows)} rows were made from a tree with changes that "
+            "their commit does not have."
+        )
+    listed = "\n".join(f"- {line}" for line in lines)
+    return f"{len(rows)} jobs, {_counted(commits)}, on {_counted(devices)}.\n\n{listed}".rstrip()
+
+
+def _text(
+    cell: Cell | None, metric: str, budget: int, mark: str | None, seeds: list[int], unit: float
+) -> str:
+    """What a cell shows: mean, half-width, marks, real cost, seeds that failed or are absent."""
+    if cell is None:
+        return "—"
+    parts = []
+    if value := summary(cell, metric):
+        half = None
+        if value.low is not None:
+            half = max(value.high - value.mean, value.mean - value.low) / unit
+        text = _number(value.mean / unit, half)
+        parts.append(f"**{text}**" if mark == "best" else text)
+        parts += ["≈"] * (mark == "tie")
+        parts += [f"@{cell.nfe:.3g}"] * (abs(cell.nfe - budget) > 1e-6)
+        known = len(cell.values[metric])
+        parts += [f"{known}/{len(seeds)}"] * (known + len(cell.errors) < len(seeds))
+    if cell.errors:
+        parts.append(f"✗{len(cell.errors)}")
+    return " ".join(parts) or "—"
+
+
+def _number(mean: float, half: float | None = None) -> str:
+    """A mean to three digits, more if its half-width needs them: `0.423 ±0.012`."""
+    size = abs(mean)
+    if size and not 1e-3 <= size < 1e5:
+        return f"{mean:.2e}" + ("" if half is None else f" ±{half:.0e}")
+    digits = 2 - math.floor(math.log10(size)) if size else 2
+    if half:
+        digits = max(digits, min(-math.floor(math.log10(half)), digits + 2))
+    digits = max(digits, 0)
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
+
+
+def _unit(board: Board, metric: str) -> float:
+    """A power of a thousand that brings the typical mean of a table near 1, if it is small."""
+    found = [summary(cell, metric) for cell in board.cells.values()]
+    sizes = [abs(value.mean) for value in found if value and value.mean]
+    if not sizes or (middle := float(np.median(sizes))) >= 0.01:
+        return 1.0
+    return 1000.0 ** math.floor(math.log10(middle) / 3)
+
+
+def _heading(board: Board, metric: str, unit: float) -> str:
+    """Problem and metric, and the circumstances that all cells share."""
+    direction = "higher is better" if higher_is_better(metric) else "lower is better"
+    scale = "" if unit == 1 else f", in units of 1e{round(math.log10(unit))}"
+    shared = [
+        f"grid {', '.join(board.grids)}",
+        f"{' or '.join(map(str, board.samples))} samples a seed",
+        f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}",
+    ]
+    passes = sorted({round(c.passes / c.nfe, 2) for c in board.cells.values() if c.nfe > 0})
+    if passes and passes != [1]:
+        shared.append(f"{' or '.join(f'{p:g}' for p in passes)} network passes an evaluation")
+    return f"### {board.problem}: {metric} ({direction}{scale})\n\n{'; '.join(shared)}."
+
+
+def _legend(board: Board, lines: list[list[str]]) -> str:
+    """What the marks mean, those that the table has."""
+    text = " ".join(" ".join(line[1:]) for line in lines[1:])
+    legend = []
+    if "±" in text:
+        few = " (with 3 seeds or fewer that is their range)" if len(board.seeds) <= 3 else ""
+        legend.append(f"±: 95% bootstrap interval of the mean over seeds{few}, its longer side.")
+    elif len(board.seeds) == 1:
+        legend.append("One seed, hence no intervals and no ties.")
+    if "**" in text:
+        legend.append("**Bold**: best mean of its column.")
+    if "≈" in text:
+        legend.append(
+            "≈: ties with the best; the interval of the difference, seed by seed, contains 0."
+        )
+    if "@" in text:
+        legend.append("@: evaluations really made, where not those asked for.")
+    if "/" in text:
+        legend.append("2/3: seeds present, where some are missing.")
+    if "✗" in text:
+        legend.append("✗: failed jobs, listed below; a cell that has some does not compete.")
+    if "—" in text:
+        legend.append("—: no job, or none that has this metric.")
+    return "\n".join(f"- {line}" for line in legend)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """A markdown table whose columns line up in a terminal too."""
+    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _failures(board: Board) -> list[str]:
+    """One line for each kind of failure: how many jobs, the error, and where."""
+    places = defaultdict(lambda: defaultdict(list))
+    for (method, budget), cell in board.cells.items():
+        for seed, error in cell.errors.items():
+            first = (error.splitlines() or [""])[0][:160].replace("`", "'")
+            places[first][method, budget].append(seed)
+    lines = []
+    for error, where in places.items():
+        jobs = sum(map(len, where.values()))
+        listed = [
+            f"{method} at {budget} (seed {', '.join(map(str, sorted(seeds)))})"
+            for (method, budget), seeds in where.items()
+        ]
+        more = f" and {len(listed) - 6} more cells" if len(listed) > 6 else ""
+        lines.append(f"✗{jobs} {board.problem}: `{error}`: {'; '.join(listed[:6])}{more}.")
+    return lines
+
+
+def _counted(counter: Counter) -> str:
+    """`a` if that is all there is, else `a (140), b (4)`."""
+    if len(counter) == 1:
+        return next(iter(counter))
+    return ", ".join(f"{name} ({count})" for name, count in counter.most_common(4))

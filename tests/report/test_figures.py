@@ -1,0 +1,181 @@
+"""Figures can be read: scales, names that keep off each other, and the samples themselves."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+from report_rows import job
+
+from optdiff.report import _traces, figures, pictures, report
+from optdiff.report.cells import boards
+from optdiff.results import append, load, load_artifact
+
+
+def names_of(axes):
+    """The texts beside the frame of a panel, which name its lines."""
+    return {text.get_text(): text for text in axes.texts if text.get_position()[0] > 1}
+
+
+def assert_readable(figure):
+    """No two texts of a figure overlap, and all lie within it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = []
+    for axes in figure.axes:
+        texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
+        for axis, place in ((axes.xaxis, 0), (axes.yaxis, 1)):  # ticks beyond limits are not drawn
+            low, high = sorted(axis.get_view_interval())
+            texts += [t for t in axis.get_ticklabels() if low <= t.get_position()[place] <= high]
+    boxes = {t: t.get_window_extent(renderer) for t in texts if t.get_visible() and t.get_text()}
+    page = figure.bbox
+    for text, box in boxes.items():
+        assert page.x0 <= box.x0 and box.x1 <= page.x1, text
+        assert page.y0 <= box.y0 and box.y1 <= page.y1, text
+    for (a, one), (b, other) in itertools.combinations(boxes.items(), 2):
+        assert not (
+            one.x0 < other.x1 - 1
+            and other.x0 < one.x1 - 1
+            and one.y0 < other.y1 - 1
+            and other.y0 < one.y1 - 1
+        ), (a, b)
+
+
+@pytest.mark.parametrize("count", [2, 6, 14])
+def test_quality_figure_is_labelled_and_readable(tmp_path, count):
+    draw = np.random.default_rng(count)
+    for i, nfe, seed in itertools.product(range(count), [4, 5, 6, 8, 10, 12, 16, 32], range(2)):
+        error = (1 + i / 99) * nfe**-1.5 * draw.uniform(0.9, 1.1)
+        unbiased = error**4 + draw.normal(0, 1e-5)
+        metrics = {"w2": error, "mmd": unbiased, "coverage": 1 - error, "energy": error**2}
+        real = {"nfe": float(nfe - i % 2), "floor": {"w2": 1e-3, "mmd": -1e-6, "coverage": 0.97}}
+        append(tmp_path, job(f"a_sampler_{i}", nfe, seed, metrics=metrics, **real))
+    found = boards(load(tmp_path))
+    figure = figures.quality(found)
+    assert_readable(figure)
+    first, mmd, coverage, energy = figure.axes
+    methods = {f"a_sampler_{i}" for i in range(count)}
+    for axes in figure.axes:
+        assert methods <= set(names_of(axes)) and axes.get_xscale() == "log"
+        assert "NFE" in axes.get_xlabel()
+    scales = [axes.get_yscale() for axes in figure.axes]
+    assert scales == ["log", "symlog", "linear", "log"]
+    assert "real vs real" in names_of(coverage) and "real vs real" not in names_of(energy)
+    assert first.bbox.width > 1.8 * mmd.bbox.width
+    # Lines stand at the evaluations really made, in as many looks as there are methods.
+    lines = [line for line in first.lines if len(line.get_xdata()) == 8]
+    assert sorted(line.get_xdata()[0] for line in lines) == [3] * (count // 2) + [4] * (
+        count - count // 2
+    )
+    looks = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
+    assert len(lines) == len(looks) == count
+    assert len(first.collections) == count  # bands
+
+
+def test_one_method_has_one_colour_throughout(tmp_path):
+    for problem, best in (("p", "a"), ("q", "b")):
+        for sampler in ("a", "b"):
+            row = job(sampler, value=1.0 + (sampler != best), problem=problem)
+            append(tmp_path, row)
+    figure = figures.quality(boards(load(tmp_path)))
+    colours = [{n: t.get_color() for n, t in names_of(axes).items()} for axes in figure.axes]
+    assert colours[0] == colours[1] and colours[0]["a"] != colours[0]["b"]
+
+
+def test_what_diverged_does_not_flatten_the_others(tmp_path):
+    for sampler, value in {"a": 0.1, "b": 0.2, "c": 0.3, "bad": 1e12}.items():
+        for nfe in (4, 8):
+            append(tmp_path, job(sampler, nfe, value=value))
+    (axes,) = figures.quality(boards(load(tmp_path))).axes
+    assert axes.get_ylim()[1] < 100 and "bad" in names_of(axes)
+    assert any("diverged" in text.get_text() for text in axes.texts)
+
+
+@given(st.lists(st.floats(-50, 150), min_size=1, max_size=15))
+@settings(deadline=None)
+def test_spread_keeps_order_distance_and_bounds(wanted):
+    placed = figures.spread(np.array(wanted), 5.0, 0.0, 100.0)
+    order = np.argsort(wanted, kind="stable")
+    assert (np.diff(placed[order]) >= 5.0 - 1e-9).all()
+    assert placed.min() >= -1e-9 and placed.max() <= 100 + 1e-9
+    again = figures.spread(placed, 5.0 - 1e-6, 0.0, 100.0)  # what is apart stays where it is
+    np.testing.assert_allclose(again, placed, atol=1e-4)
+
+
+def test_spread_moves_as_little_as_it_can():
+    wanted = np.array([3.0, 3.5, 3.6, 9.0, 9.1])
+    placed = figures.spread(wanted, 1.0, 0.0, 20.0)
+    order = {"type": "ineq", "fun": lambda heights: np.diff(heights) - 1.0}
+    best = scipy.optimize.minimize(
+        lambda heights: ((heights - wanted) ** 2).sum(), np.arange(5.0) * 3, constraints=order
+    )
+    np.testing.assert_allclose(placed, best.x, atol=1e-5)
+
+
+def test_diagnostics_draw_medians_at_the_largest_common_budget(study):
+    (board,) = boards(load(study))
+    budget, found = _traces(study, board)
+    assert budget == 16 and set(found) == {"ddim", "heun", "adam"}  # adam has one ok seed there
+    figure = figures.diagnostics([board], {board.problem: (budget, found)})
+    assert_readable(figure)
+    keys = [r["key"] for r in load(study) if (r["sampler"], r["nfe_asked"]) == ("ddim", 16)]
+    for axes, (name, label) in zip(figure.axes, figures.TRACES, strict=True):
+        pooled = np.concatenate([load_artifact(study, key)[name] for key in keys], axis=1)
+        skip = 1 if name == "cosine" else 0  # there is no gradient before the first
+        medians = np.median(pooled, axis=1)[skip:]
+        drawn = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) > 2]
+        assert any(len(d) == len(medians) and np.allclose(d, medians) for d in drawn)
+        assert axes.get_ylabel() == label and axes.xaxis_inverted()
+        assert set(names_of(axes)) == {"ddim", "heun", "adam"}
+
+
+def enlarged(image):
+    k = round(pictures.SIDE / 6)
+    return np.round(255 * np.clip(np.kron(image, np.ones((k, k))), 0, 1))
+
+
+def test_samples_stand_in_their_own_pixels(study, text):
+    picture = np.round(255 * imread(study / "samples.png")[..., :3])
+    (board,) = boards(load(study))
+    rows = board.methods
+    side, gap = 60, pictures.GAP
+    cell = 4 * side + 3 * 2
+    label = picture.shape[1] - 3 * (cell + gap)
+    assert picture.shape[0] == pictures.HEAD + 4 * (side + gap)
+    noise = np.random.default_rng(0).random((4, 6, 6))  # seed 0 in every cell
+    reference = np.random.default_rng(9).random((4, 6, 6))
+    for row, column in itertools.product(range(3), range(3)):
+        x, y = label + column * (cell + gap), pictures.HEAD + row * (side + gap)
+        for i in range(4):
+            left = x + i * (side + 2)
+            shown = picture[y : y + side, left : left + side]
+            if rows[row] == "adam" and column == 0:  # no job
+                assert (shown == 255).mean() > 0.8
+                continue
+            images = reference if rows[row] == "reference" else noise * (1 + (column == 0))
+            np.testing.assert_array_equal(shown[..., 0], enlarged(images[i]))
+
+
+def test_a_failed_cell_is_red(tmp_path):
+    append(tmp_path, job("good"), {"samples": np.full((1, 60, 60), 0.5)})
+    append(tmp_path, job("bad", error="ValueError: no"))
+    report(tmp_path)
+    picture = imread(tmp_path / "samples.png")
+    red = (picture[..., 0] > picture[..., 1] + 0.3).nonzero()[0]
+    assert len(red) and red.min() >= pictures.HEAD + 60 + pictures.GAP  # in the second row
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 1), (2, 5, 7, 3), (1, 300, 200, 3), (64, 2), (9, 1)])
+def test_all_kinds_of_samples_are_shown(tmp_path, shape):
+    samples = np.random.default_rng(0).random(shape)
+    samples[0, ..., 0] = np.nan
+    append(tmp_path, job("a", 4), {"samples": samples})
+    append(tmp_path, job("b", 8), {"samples": samples})
+    report(tmp_path)
+    picture = imread(tmp_path / "samples.png")
+    assert picture.shape[1] < 1000 and (picture < 0.9).any()

@@ -1,0 +1,154 @@
+"""Tables say what the rows say: numbers, gaps, failures, costs; files are whole or untouched."""
+
+import csv
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_rows import cells_of, job, traces
+
+from optdiff.report import figures, report, table
+from optdiff.report.cells import boards
+from optdiff.results import append, load
+
+
+def test_numbers_are_those_of_the_rows(study, text):
+    rows, seen = load(study), set()
+    for line in csv.DictReader((study / "table.csv").open()):
+        mine = [
+            row["metrics"][line["metric"]]
+            for row in rows
+            if (row["sampler"], str(row["nfe_asked"])) == (line["method"], line["nfe_asked"])
+            and row["status"] == "ok"
+        ]
+        assert float(line["mean"]) == pytest.approx(np.mean(mine), rel=1e-12)
+        assert int(line["seeds"]) == len(mine)
+        if len(mine) == 3:
+            assert float(line["low"]) == pytest.approx(min(mine))
+            assert float(line["high"]) == pytest.approx(max(mine))
+        else:
+            assert (line["low"], line["high"], line["failed"]) == ("", "", "2")
+        asked = int(line["nfe_asked"])
+        assert float(line["nfe"]) == asked - (line["method"] == "heun")
+        assert float(line["passes"]) == 2 * float(line["nfe"])
+        assert line["floor"] == ("0.01" if line["metric"] == "w2" else "")
+        seen.add((line["method"], asked, line["metric"]))
+    assert len(seen) == 2 * (3 * 3 - 1)
+
+
+def test_table_shows_means_gaps_failures_and_real_costs(study, text):
+    found = cells_of(text, "w2")
+    rows = load(study)
+    values = [r["metrics"]["w2"] for r in rows if r["sampler"] == "ddim" and r["nfe_asked"] == 4]
+    half = max(np.mean(values) - min(values), max(values) - np.mean(values))
+    assert f"{np.mean(values):.3f} ±{half:.3f}" in found["ddim", "4"]
+    assert found["adam", "4"] == "—"
+    assert found["adam", "16"].endswith("✗2")
+    assert found["heun", "8"].endswith("@7") and "@" not in found["ddim", "8"]
+    assert found["*real vs real*", "4"] == "0.0100"
+    for column in ("4", "8", "16"):
+        assert sum("**" in cell for (_, c), cell in found.items() if c == column) == 1
+    assert "2 network passes an evaluation" in text
+    assert "✗2 digits: `ValueError: a | b`: adam at 16 (seed 1, 2)" in text
+    whole = (study / "table.md").read_text()
+    assert whole.startswith(text) and "recall (higher is better)" in whole and "recall" not in text
+
+
+def test_footer_counts_stale_and_dirty_rows(tmp_path):
+    for seed in range(3):
+        row = job(seed=seed, source="old" if seed else "new", dirty=seed == 2, commit="c" * 40)
+        append(tmp_path, row)
+    text = report(tmp_path, source="new")
+    assert "**Stale**: 2 of 3 rows" in text and "`refresh=stale`" in text
+    assert "**Dirty**: 1 of 3 rows" in text
+    assert "commit ccccccccc" in text
+    fresh = report(tmp_path, source="old")
+    assert "**Stale**: 1 of 3" in fresh
+    assert "Stale" not in table.notes(load(tmp_path)[:1], [], "new")
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path):
+    for sampler in ("a", "b"):
+        append(tmp_path, job(sampler, value=1.0 + (sampler == "b")))
+    text = report(tmp_path)
+    assert cells_of(text, "w2")["a", "8"] == "**1.00**"
+    assert "±" not in text and "≈" not in text and "One seed" in text
+    lines = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [(line["low"], line["high"]) for line in lines] == [("", "")] * 2
+
+
+def test_a_swept_parameter_makes_methods_not_seeds(tmp_path):
+    for rate, seed, nfe in itertools.product([0.1, 0.2], range(2), [4, 8]):
+        # What goes with the budget or the seed sets no method apart.
+        config = {"steps": nfe - 1, "batch": 8 + seed}
+        config |= {"sampler": {"name": "adam", "learning_rate": rate}}
+        append(tmp_path, job("adam", nfe, seed, value=rate, config=config))
+    (board,) = boards(load(tmp_path))
+    assert board.methods == ["adam learning_rate=0.1", "adam learning_rate=0.2"]
+    for seed in range(2):
+        append(tmp_path, job("ddim", 8, seed, grid="uniform"))
+    (board,) = boards(load(tmp_path))
+    assert board.methods[-1] == "ddim, uniform" and len(board.methods) == 3
+
+
+def test_small_numbers_get_a_unit_and_large_ones_an_exponent(tmp_path):
+    for sampler, value in {"a": 2e-6, "b": 3e-6, "c": 4e6}.items():
+        append(tmp_path, job(sampler, value=value))
+    text = report(tmp_path)
+    found = cells_of(text, "w2")
+    assert "in units of 1e-6" in text
+    assert (found["a", "8"], found["b", "8"], found["c", "8"]) == ("**2.00**", "3.00", "4.00e+12")
+
+
+def test_a_study_where_all_failed_still_shows_where(tmp_path):
+    append(tmp_path, job("adam", error="ValueError: no"))
+    text = report(tmp_path)
+    assert cells_of(text, "no metric")["adam", "8"] == "✗1" and "`ValueError: no`" in text
+
+
+def test_report_says_what_it_lacks(tmp_path):
+    with pytest.raises(ValueError, match="has no rows; run a sweep"):
+        report(tmp_path)
+    append(tmp_path, job())
+    with pytest.raises(ValueError, match="no row has the metric 'fid'; there are w2"):
+        report(tmp_path, primary="fid")
+
+
+def test_the_same_log_gives_the_same_bytes(study, text):
+    names = ["table.md", "table.csv", "figure.svg", "samples.png", "diagnostics.svg"]
+    first = {name: (study / name).read_bytes() for name in names}
+    assert report(study) == text
+    assert first == {name: (study / name).read_bytes() for name in names}
+    assert b"<text" not in first["figure.svg"]  # drawn as paths: no font of the reader's matters
+
+
+def test_a_report_that_fails_changes_no_file(tmp_path, monkeypatch):
+    append(tmp_path, job(), traces(0, 8) | {"samples": np.zeros((2, 4, 4))})
+    report(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {"table.md", "table.csv", "figure.svg", "samples.png"} < set(before)
+    append(tmp_path, job(seed=1))
+    before["rows.jsonl"] = (tmp_path / "rows.jsonl").read_bytes()
+    monkeypatch.setattr(figures, "diagnostics", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report(tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_without_artifacts_there_are_no_pictures(tmp_path):
+    append(tmp_path, job())
+    report(tmp_path)
+    assert (tmp_path / "figure.svg").exists() and not (tmp_path / "samples.png").exists()
+
+
+def test_report_imports_no_jax():
+    program = "import sys, optdiff.report; print('jax' in sys.modules, 'hydra' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.check_output(command, cwd=Path(__file__).parents[2], text=True).split() == [
+        "False",
+        "False",
+    ]
