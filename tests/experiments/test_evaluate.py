@@ -1,0 +1,176 @@
+"""One Hydra job is one row: sweeps, resume, failures, and names that are mistyped."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optdiff import results
+
+SCRIPT = Path(__file__).parents[2] / "experiments/evaluate.py"
+SMALL = ("problem=gaussian", "problem.dim=3", "samples=16", "keep=2", "study=mine")
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """`evaluate(*arguments)` runs experiments/evaluate.py in an empty folder."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, SCRIPT, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def rows(tmp_path):
+    log = results.load(tmp_path / "results/mine")
+    return {(r["sampler"], r["nfe_asked"], r["seed"]): r for r in log}
+
+
+def test_a_single_run_prints_its_metrics_and_leaves_a_row(evaluate, tmp_path):
+    done = evaluate(*SMALL, "sampler=ddim", "nfe=4")
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(tmp_path).values()
+    for name, value in row["metrics"].items():
+        assert name in done.stdout and np.isfinite(value)
+    assert {"w2", "gelbrich", "trajectory_error"} <= set(row["metrics"])
+    assert row["nfe"] == row["passes"] == 4 and len(row["levels"]) == 4
+    assert row["config"]["sampler"]["_target_"] == "optdiff.samplers.ddim"
+    artifact = results.load_artifact(tmp_path / "results/mine", row["key"])
+    assert artifact["samples"].shape == (2, 3) and artifact["gradient_norm"].shape == (3, 2)
+
+
+def test_a_sweep_skips_what_is_done_and_retries_what_failed(evaluate, tmp_path):
+    sweep = ("-m", *SMALL, "nfe=2,3", "seed=0,1")
+    # A constant learning rate far too large overflows: a row of its own, and siblings go on.
+    wild = ("sampler=optimizer", "sampler.optimizer.learning_rate=1e30")
+    rule = "sampler.rule._target_=optdiff.samplers.constant"
+    failed = evaluate(*sweep, *wild, rule)
+    assert failed.returncode == 1 and "✗" in failed.stdout
+    assert {r["status"] for r in rows(tmp_path).values()} == {"failed"}
+    assert "not finite" in next(iter(rows(tmp_path).values()))["error"]
+
+    done = evaluate(*sweep, "sampler=ddim,heun")
+    assert done.returncode == 0, done.stderr
+    log = tmp_path / "results/mine/rows.jsonl"
+    before = log.read_text().splitlines()
+    assert len(before) == 4 + 8
+    again = evaluate(*sweep, "sampler=ddim,heun")
+    assert again.returncode == 0 and log.read_text().splitlines() == before
+    evaluate(*sweep, *wild, rule)
+    assert len(log.read_text().splitlines()) == len(before) + 4  # the failed ones, once more
+    for name in ("table.md", "table.csv", "figure.svg", "samples.png"):
+        assert (tmp_path / "results/mine" / name).stat().st_size > 0
+
+
+def test_stale_rows_run_again_when_asked(evaluate, tmp_path):
+    evaluate(*SMALL, "nfe=2")
+    log = tmp_path / "results/mine/rows.jsonl"
+    row = json.loads(log.read_text())
+    log.write_text(json.dumps(row | {"source": "another"}) + "\n")
+    assert evaluate(*SMALL, "nfe=2").returncode == 0
+    assert len(log.read_text().splitlines()) == 1
+    evaluate(*SMALL, "nfe=2", "refresh=stale")
+    assert len(log.read_text().splitlines()) == 2
+    assert results.load(log.parent)[0]["source"] == row["source"]
+
+
+def test_parallel_processes_make_the_same_rows(evaluate, tmp_path):
+    sweep = ("-m", *SMALL, "sampler=ddim,ancestral", "nfe=2,3")
+    assert evaluate(*sweep).returncode == 0
+    one = rows(tmp_path)
+    (tmp_path / "results/mine/rows.jsonl").unlink()
+    done = evaluate(*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    other = rows(tmp_path)
+    assert one.keys() == other.keys()
+    for job in one:
+        assert one[job]["key"] == other[job]["key"]
+        assert one[job]["metrics"] == pytest.approx(other[job]["metrics"], rel=1e-5)
+
+
+def test_sweeps_do_not_share_an_output_folder(evaluate, tmp_path):
+    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1,2"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait(300) for p in both] == [0, 0]
+    assert len(list((tmp_path / "outputs").iterdir())) == 2
+
+
+def test_yamls_of_ones_own_and_optimizers_without_a_file(evaluate, tmp_path):
+    own = tmp_path / "own/sampler"
+    own.mkdir(parents=True)
+    (own / "gentle.yaml").write_text("_target_: optdiff.samplers.momentum\nbeta: 0.1\n")
+    done = evaluate(*SMALL, "--config-dir", "own", "sampler=gentle", "nfe=3")
+    assert done.returncode == 0, done.stderr
+    lion = ("sampler.optimizer._target_=optax.lion", "sampler.optimizer.learning_rate=0.5")
+    assert evaluate(*SMALL, "sampler=optimizer", *lion, "nfe=3").returncode == 0
+    labels = {sampler for sampler, _, _ in rows(tmp_path)}
+    assert labels == {"gentle", "optimizer(optax.lion, learning_rate=0.5)"}
+
+
+@pytest.mark.parametrize(
+    "arguments, meant",
+    [
+        (["sampler=ddmi"], "'ddim'"),
+        (["-m", "sampler=ddim,hen"], "'heun'"),
+        (["nfee=3"], "'nfe'"),
+        (["sampler=momentum", "sampler.bet=1"], "'beta'"),
+        (["sampler=momentum", "+sampler.bet=1"], "'beta'"),
+        (["-m", "sampler=momentum,ddim", "+sampler.bet=1"], "'beta'"),
+        (["sampler=optimizer", "sampler.optimizer._target_=optax.lionn"], "'lion'"),
+        (["experiment=few_stp"], "'few_step'"),
+        (["refresh=stal"], "stale"),
+    ],
+)
+def test_mistyped_names_fail_soon_and_name_the_closest(evaluate, tmp_path, arguments, meant):
+    began = time.perf_counter()
+    done = evaluate(*arguments)
+    assert done.returncode == 2 and time.perf_counter() - began < 60
+    assert meant in done.stderr, done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_sweep_of_one_process_compiles_the_network_once(evaluate, tmp_path):
+    done = evaluate("-m", *SMALL, "sampler=ddim,ipndm,momentum", "nfe=3,4", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    compiling = [r["seconds_compile"] for r in rows(tmp_path).values()]
+    assert np.median(compiling) < compiling[0] / 2
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    sweep = ["-m", *SMALL, "sampler=ddim,heun,ipndm", "nfe=" + ",".join(map(str, range(1, 11)))]
+    command = [sys.executable, SCRIPT, *sweep, "seed=0,1,2,3"]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    log, chance = tmp_path / "results/mine/rows.jsonl", random.Random(0)
+    kept: dict[str, str] = {}
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen(command, **quiet)
+        before = len(kept)
+        # Let it get past its start-up now and then, so that kills strike jobs and appends too.
+        deadline = time.monotonic() + chance.uniform(1.0, 9.0)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break  # all jobs are done
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        now = {row["key"]: json.dumps(row, sort_keys=True) for row in results.load(log.parent)}
+        assert kept.items() <= now.items() and len(now) >= before
+        kept = now
+    assert kills >= 20, "the sweep ended before it was killed twenty times"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    keys = [line["key"] for line in lines]
+    assert len(keys) == len(set(keys)) == 3 * 10 * 4
+    assert all(line["status"] == "ok" for line in lines)
+    assert {p.stem for p in (log.parent / "artifacts").glob("*.npz")} == set(keys)
