@@ -29,12 +29,8 @@ TWO_SETS = [sliced_w2, mmd, energy_distance, frechet, prdc]
 CALLS = {metric.__name__: partial(metric, reference=REFERENCE) for metric in TWO_SETS} | {
     "trajectory_error": partial(trajectory_error, exact=REFERENCE[:80]),
     "gelbrich": partial(gelbrich, mean=np.zeros(6), cov=np.eye(6)),
-    "mode_weights": partial(mode_weights, means=REFERENCE[:4], weights=np.full(4, 0.25)),
-    "mode_weights_soft": partial(
-        mode_weights,
-        means=REFERENCE[:4],
-        weights=np.full(4, 0.25),
-        stds=np.ones(4),
+    "mode_weights": partial(
+        mode_weights, means=REFERENCE[:4], weights=np.full(4, 0.25), stds=np.ones(4)
     ),
 }
 

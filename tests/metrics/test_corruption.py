@@ -59,8 +59,7 @@ def of(metric, key, sign=1):
 
 
 neighbours = partial(prdc, reference=REFERENCE)
-modes = partial(mode_weights, means=MEANS, weights=WEIGHTS)
-soft_modes = partial(modes, stds=np.ones(5))
+modes = partial(mode_weights, means=MEANS, weights=WEIGHTS, stds=np.ones(5))
 
 DISTANCES = {
     "trajectory_error": partial(trajectory_error, exact=SAMPLES),
@@ -75,8 +74,7 @@ WORSE = {name: (metric, [noise, shift, shrink, outliers]) for name, metric in DI
     "recall": (of(neighbours, "recall", -1), [shrink, drop]),
     "density": (of(neighbours, "density", -1), [noise, shift, outliers]),
     "coverage": (of(neighbours, "coverage", -1), [noise, shift, shrink, outliers, drop]),
-    "weights_tv": (of(modes, "weights_tv"), [drop]),
-    "soft weights_tv": (of(soft_modes, "weights_tv"), [drop]),
+    "mode_error": (of(modes, "mode_error"), [drop]),
     "missed_modes": (of(modes, "missed_modes"), [drop]),
 }
 for name in ("sliced_w2", "mmd", "energy_distance", "frechet", "gelbrich"):
