@@ -1,11 +1,11 @@
 """Noise schedules: which noise levels a model was trained on, as functions of its own time.
 
-Every constructor is cached, so that two schedules made from the same numbers are the same object:
-problems carry their schedule as static data, and an equal schedule must not recompile a network.
-Where to step between the levels is a grid's business (`grids.py`).
+Two schedules made from the same numbers are equal, however they were spelled: problems carry their
+schedule as static data, and an equal schedule must not recompile a network. So functions are shared
+or cached. Where to step between the levels is a grid's business (`grids.py`).
 """
 
-from functools import lru_cache
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from optdiff.types import NoiseSchedule
 
 
-@lru_cache
 def variance_exploding(sigma_min: float = 0.002, sigma_max: float = 80.0) -> NoiseSchedule:
     """`sigma(t) = t`, the schedule of EDM (arXiv 2206.00364, table 1) and of the exact problems.
 
@@ -29,7 +28,6 @@ def variance_exploding(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Noi
     return NoiseSchedule(_identity, _identity, float(sigma_min), float(sigma_max))
 
 
-@lru_cache
 def flow(sigma_min: float = 0.002, t_max: float = 1.0) -> NoiseSchedule:
     """Linear interpolation `z = (1 - t) x0 + t n`: `sigma(t) = t / (1 - t)` (arXiv 2210.02747).
 
@@ -42,25 +40,20 @@ def flow(sigma_min: float = 0.002, t_max: float = 1.0) -> NoiseSchedule:
         raise ValueError(f"t_max is a time in (0, 1], not {t_max}")
     sigma_max = np.inf if t_max == 1.0 else t_max / (1.0 - t_max)
     _require_range(sigma_min, sigma_max)
-    return NoiseSchedule(
-        lambda t: t / (1.0 - t), lambda sigma: sigma / (1.0 + sigma), float(sigma_min), sigma_max
-    )
+    return NoiseSchedule(_flow_sigma, _flow_t, float(sigma_min), float(sigma_max))
 
 
-@lru_cache
 def linear(beta_start=1e-4, beta_end=0.02, steps: int = 1000) -> NoiseSchedule:
     """DDPM's schedule (arXiv 2006.11239, section 4): beta linear in the timestep."""
     return from_alphas_cumprod(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)))
 
 
-@lru_cache
 def scaled_linear(beta_start=0.00085, beta_end=0.012, steps: int = 1000) -> NoiseSchedule:
     """Latent diffusion's schedule (arXiv 2112.10752): sqrt(beta) linear in the timestep."""
     betas = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
     return from_alphas_cumprod(np.cumprod(1.0 - betas))
 
 
-@lru_cache
 def squared_cosine(steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
     """The cosine schedule (arXiv 2102.09672, eq. 17), betas clipped at `max_beta`."""
     t = np.arange(steps + 1) / steps
@@ -73,17 +66,27 @@ def from_alphas_cumprod(alphas_cumprod: Float[np.ndarray, "t"]) -> NoiseSchedule
     """A variance-preserving schedule from its table, `sigma^2 = (1 - alpha_bar) / alpha_bar`.
 
     Between the integer timesteps `log sigma` is linear in t; outside them both maps clamp. A table
-    that ends at `alpha_bar = 0` (zero terminal SNR, arXiv 2305.08891) has infinite `sigma_max`.
+    that ends at `alpha_bar = 0` (zero terminal SNR, arXiv 2305.08891) has infinite `sigma_max`, and
+    its maps end at the last finite level: grids start from a cap.
 
     Args:
-      alphas_cumprod: (t,), decreasing, in [0, 1).
+      alphas_cumprod: (t,), at least two, decreasing, in [0, 1).
 
     Raises:
       ValueError: if the table does not decrease or leaves [0, 1).
     """
     table = np.asarray(alphas_cumprod, np.float64)
-    if table.ndim != 1 or not (np.all(np.diff(table) < 0) and table[0] < 1 and table[-1] >= 0):
-        raise ValueError("alphas_cumprod must decrease from below 1 to at least 0")
+    inside = table.ndim == 1 and len(table) > 1 and table[0] < 1 and table[-1] >= 0
+    if not (inside and np.all(np.diff(table) < 0)):
+        raise ValueError(
+            "alphas_cumprod must be a vector that decreases, from below 1 to at least 0"
+        )
+    return _tabulated(tuple(table.tolist()))
+
+
+@cache
+def _tabulated(alphas_cumprod: tuple[float, ...]) -> NoiseSchedule:
+    table = np.array(alphas_cumprod)
     with np.errstate(divide="ignore"):
         log_sigma = 0.5 * (np.log1p(-table) - np.log(table))
     finite = np.isfinite(log_sigma)
@@ -100,6 +103,14 @@ def from_alphas_cumprod(alphas_cumprod: Float[np.ndarray, "t"]) -> NoiseSchedule
 
 def _identity(t: Array) -> Array:
     return t
+
+
+def _flow_sigma(t: Array) -> Array:
+    return t / (1.0 - t)
+
+
+def _flow_t(sigma: Array) -> Array:
+    return sigma / (1.0 + sigma)
 
 
 def _require_range(sigma_min: float, sigma_max: float) -> None:
