@@ -95,12 +95,14 @@ def _range(schedule, n, sigma_min, sigma_max) -> tuple[float, float]:
     low = schedule.sigma_min if sigma_min is None else sigma_min
     top = schedule.sigma_max if np.isfinite(schedule.sigma_max) else SIGMA_CAP
     high = top if sigma_max is None else sigma_max
-    if not 0.0 < low < high:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got {low} and {high}")
+    if not 0.0 < low < high < np.inf:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, finite, got {low} and {high}")
     return low, high
 
 
 def _levels(levels: np.ndarray) -> Levels:
-    if not (np.all(levels > 0) and np.all(np.diff(levels) < 0)):
-        raise ValueError(f"noise levels must be positive and decrease, got {levels.tolist()}")
+    if not (np.isfinite(levels).all() and np.all(levels > 0) and np.all(np.diff(levels) < 0)):
+        raise ValueError(
+            f"noise levels must be finite, positive and decrease, got {levels.tolist()}"
+        )
     return jnp.asarray(levels, float)
