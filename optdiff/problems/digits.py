@@ -133,7 +133,7 @@ def digits(
       conditional: give each sample a digit of its own to become.
       guidance: classifier-free guidance scale; implies conditional, two passes per evaluation.
       smoothing: standard deviation of the noise that belongs to the data, in pixels of [-1, 1].
-      schedule: noise levels, by default 0.02 to 80.
+      schedule: noise levels, by default 0.02 to 30, above the spread of the images.
 
     >>> problem = digits()
     >>> problem.denoise(jnp.zeros((1, 28, 28)), jnp.array(80.0)).shape
@@ -146,7 +146,7 @@ def digits(
         jnp.asarray(held_out.images.reshape(-1, 784)),
         jnp.asarray(held_out.labels),
         jnp.asarray(smoothing, train.images.dtype),
-        schedule or variance_exploding(0.02, 80.0),
+        schedule or variance_exploding(0.02, 30.0),
         conditional or guidance is not None,
     )
     return problem if guidance is None else Guided(problem, guidance, jnp.asarray(ANY_DIGIT))
