@@ -93,6 +93,7 @@ def _traces(study: Path, board: Board) -> tuple[int, Traces] | None:
             cell = board.cells.get((method, budget))
             seeds = [load_artifact(study, key) for key in cell.keys.values()] if cell else []
             seeds = [arrays for arrays in seeds if arrays and "sigma" in arrays]
+            seeds = [a for a in seeds if a["sigma"].shape == seeds[0]["sigma"].shape]
             if seeds:
                 sigma = seeds[0]["sigma"]  # (n,), or (n, k) where samples have their own levels
                 sigma = np.median(sigma.reshape(len(sigma), -1), axis=1)

@@ -71,7 +71,7 @@ def styles(board_list: Sequence[Board]) -> dict[str, Style]:
 def quality(board_list: Sequence[Board]) -> Figure:
     """Each metric against the evaluations really made: of each problem the first metric large,
     then the others two abreast. Axes are logarithmic, but for metrics that count a share of
-    samples (linear) and for those that reach zero (symlog, and the panel says so).
+    samples (linear) and for those whose intervals reach zero (symlog, and the panel says so).
     """
     style = styles(board_list)
     rows = []
@@ -206,7 +206,7 @@ def _quality_axes(
 ) -> list[str]:
     """Scale, limits and ticks of a quality panel, and what its title should add about them."""
     axes.set_xscale("log")
-    axes.set_xlabel("evaluations of the denoiser per sample (NFE)")
+    axes.set_xlabel("evaluations per sample (NFE)")
     note = []
     if not lines:
         return ["no values"]
@@ -220,10 +220,11 @@ def _quality_axes(
     if higher_is_better(metric):
         room = 0.06 * max(np.ptp(shown), 0.1)
         axes.set_ylim(min(shown.min(), every[:, 2].min()) - room, shown.max() + room)
-    elif means.min() <= 0:
-        noise = max(abs(means.min()), abs(means[means != 0]).min(initial=np.inf))
+    elif every[:, 1:].min() <= 0:  # noise about zero, whose size the negative ends tell
+        lowest, smallest = every[:, 1:].min(), abs(means[means != 0]).min(initial=np.inf)
+        noise = -lowest if lowest < 0 else smallest
         threshold = 10.0 ** np.round(np.log10(noise)) if np.isfinite(noise) else 1.0
-        low = 1.5 * min(shown.min(), -threshold) if means.min() < 0 else -0.1 * threshold
+        low = 1.5 * min(lowest, floor.min(initial=0.0), -threshold / 15)
         axes.set_yscale("symlog", linthresh=threshold)
         axes.set_ylim(low, 1.5 * max(shown.max(), threshold))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -87,6 +87,17 @@ def test_one_method_has_one_colour_throughout(tmp_path):
     assert colours[0] == colours[1] and colours[0]["a"] != colours[0]["b"]
 
 
+@pytest.mark.parametrize("values, scale", [([0.1, 0.3], "log"), ([-0.1, 0.3], "symlog")])
+def test_a_band_is_never_cut_off_at_zero(tmp_path, values, scale):
+    for sampler, nfe, seed in itertools.product("ab", [4, 8], range(2)):
+        append(tmp_path, job(sampler, nfe, seed, value=values[seed] if sampler == "a" else 2.0))
+    (axes,) = figures.quality(boards(load(tmp_path))).axes
+    assert axes.get_yscale() == scale  # the means are all positive
+    band = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in axes.collections])
+    low, high = axes.get_ylim()
+    assert low < band.min() and band.max() < high
+
+
 def test_what_diverged_does_not_flatten_the_others(tmp_path):
     for sampler, value in {"a": 0.1, "b": 0.2, "c": 0.3, "bad": 1e12}.items():
         for nfe in (4, 8):
