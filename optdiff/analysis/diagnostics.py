@@ -59,7 +59,7 @@ def diagnose(observed: Observed) -> Diagnostics:
       observed: `trace.observed` of a run with `observe`, stacked over n steps.
 
     Returns:
-      Arrays on the host, in float64, (n, b) with b the samples watched.
+      Arrays on the host, in float64, (n, b) with b the samples watched; empty for no steps.
 
     >>> from optdiff.problems import gaussian
     >>> from optdiff.grids import karras
@@ -71,11 +71,12 @@ def diagnose(observed: Observed) -> Diagnostics:
     (7, 4)
     """
     eps = np.asarray(observed.eps).astype(np.float64)
-    g = eps.reshape(*eps.shape[:2], -1)
+    g = eps.reshape(*eps.shape[:2], np.prod(eps.shape[2:], dtype=int))  # -1 fails on no steps
     sigma = np.asarray(observed.sigma).astype(np.float64)
     norm = np.linalg.norm(g, axis=2)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = np.sum(g[1:] * g[:-1], axis=2) / (norm[1:] * norm[:-1])
     cosine = np.concatenate([np.full_like(norm[:1], np.nan), cosine])
     rms = norm / np.sqrt(g.shape[2])
-    return Diagnostics(sigma, rms, cosine, sigma.reshape(len(sigma), -1) * rms)
+    level = sigma[:, None] if sigma.ndim == 1 else sigma
+    return Diagnostics(sigma, rms, cosine, level * rms)

@@ -55,6 +55,11 @@ def test_a_gradient_that_vanished_has_no_direction():
     assert np.isnan(found.cosine).all() and found.gradient_norm[1, 0] == 0
 
 
+def test_no_steps_have_no_diagnostics():
+    found = diagnose(Observed(jnp.zeros(0), jnp.zeros((0, 3, 4))))
+    assert found.sigma.shape == (0,) and found.cosine.shape == found.distance.shape == (0, 3)
+
+
 def test_scan_and_host_see_the_same():
     problem, keys = mixture(dim=4, modes=3), sample_keys(0, 3)
     levels = karras(problem.schedule, 7)
