@@ -19,7 +19,7 @@ import numpy as np
 from _sweep import ConfigError, build, build_once, check_targets, label, run, single, text
 from omegaconf import DictConfig, OmegaConf
 
-from optdiff import results
+from optdiff import provenance, results
 from optdiff.analysis import diagnostics, evaluation
 from optdiff.sample import levels_within, sample_keys, start
 
@@ -57,7 +57,7 @@ def job(config: dict[str, Any]) -> str:
         row |= found
     except Exception as error:  # of any kind: the row tells, and its siblings go on
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    row |= results.provenance(device())
+    row |= provenance.provenance(device())
     row = results.append(RESULTS / config["study"], row, artifact)
     if single():
         print(summary(row))
@@ -68,7 +68,7 @@ def finished(config: dict[str, Any]) -> set[str]:
     """The jobs of this study that `refresh` leaves alone."""
     choices = {
         "failed": lambda study: results.finished(study),
-        "stale": lambda study: results.finished(study, results.source_digest()),
+        "stale": lambda study: results.finished(study, provenance.source_digest()),
         "all": lambda study: set(),
     }
     if config["refresh"] not in choices:
@@ -112,7 +112,11 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "seconds_metrics": measuring.wall,
     }
     keep = slice(config["keep"])
-    pictures = {"samples": samples[keep], "reference": setting.reference[keep]}
+    pictures = {
+        "samples": samples[keep],
+        "exact": exact[keep],
+        "reference": setting.reference[keep],
+    }
     path = diagnostics.diagnose(trace.observed)._asdict() if len(levels) > 1 else {}
     return row, pictures | path
 
@@ -124,7 +128,7 @@ def share(shared: str, sigma: float) -> Any:
     size = {k: config[k] for k in ("seed", "samples", "batch")}
     exact = config["exact"]
     solver = evaluation.Solver(build(exact["sampler"]), build(exact["grid"]), exact["levels"])
-    depends = {**config, "sigma": sigma, **results.provenance(device()), "time": None}
+    depends = {**config, "sigma": sigma, **provenance.provenance(device()), "time": None}
     depends = {k: depends[k] for k in depends if k not in ("metrics", "batch", "commit", "dirty")}
     return evaluation.setting(
         build_once(text(config["problem"])),

@@ -1,31 +1,24 @@
 """The log of a study: one row a job in `results/<study>/rows.jsonl`, and its artifact beside it.
 
-This file owns what a row is, the key that names a job, where a row came from (source, versions,
-commit), and what the log promises: rows are only ever appended, each is on disk when `append`
-returns, and a process killed at any moment loses the job it was on and nothing else. Running jobs
-belongs to `experiments`, tables and figures to `optdiff.report`; no model, sampler or jax is
-imported here.
+This file owns what a row is, the key that names a job, and what the log promises: rows are only
+ever appended, each is on disk when `append` returns, and a process killed at any moment loses the
+job it was on and nothing else. Running jobs belongs to `experiments`, where rows come from to
+`provenance`, tables and figures to `report`; no model, sampler or jax is imported here.
 """
 
 import fcntl
-import functools
 import hashlib
 import io
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
-
-PACKAGE = Path(__file__).parent
 
 
 class Row(TypedDict):
@@ -79,59 +72,6 @@ def config_key(config: Mapping[str, Any]) -> str:
     """
     text = json.dumps(_plain(config, "config"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def source_digest(package: Path = PACKAGE) -> str:
-    """Digest of a package's source, names and contents of all its `.py` files: 16 hex digits.
-
-    It is taken once a process, so it describes the code that runs rather than later edits.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """The fields of a row that say where it came from: source, versions, device, commit, time.
-
-    Args:
-      device: what the job runs on, in words; this module does not know about jax.
-
-    Returns:
-      `source`, `versions`, `device`, `commit`, `dirty` and `time` of a `Row`.
-    """
-    commit, dirty = checkout()
-    return {
-        "source": source_digest(),
-        "versions": dict(_versions()),
-        "device": device,
-        "commit": commit,
-        "dirty": dirty,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-@functools.cache
-def checkout(folder: Path = PACKAGE) -> tuple[str | None, bool | None]:
-    """Commit of the git checkout that tracks a folder, and whether its tree outside `results/` is
-    dirty (changed or untracked files); (None, None) where git or the checkout is missing.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        # An installed copy may lie, untracked, in the checkout of something else.
-        git("ls-files", "--error-unmatch", ".")
-        commit = git("rev-parse", "HEAD")
-        dirty = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return commit, bool(dirty)
 
 
 def append(study: str | Path, row: Row, artifact: "Mapping[str, np.ndarray] | None" = None) -> Row:
@@ -385,17 +325,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    """Versions of Python and of the packages that results depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = [("python", platform.python_version())]
-    for package in ("optdiff", "jax", "jaxlib", "optax", "numpy"):
-        try:
-            versions.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return tuple(versions)

@@ -136,56 +136,6 @@ def test_a_loaded_config_still_has_its_key(tmp_path):
     assert config_key(row["config"]) == row["key"]
 
 
-def test_source_digest_sees_names_and_contents(tmp_path):
-    def digest(**files):
-        package = tmp_path / str(random.random())
-        (package / "inner").mkdir(parents=True)
-        for name, text in files.items():
-            (package / "inner" / f"{name}.py").write_text(text)
-        (package / "notes.txt").write_text(str(random.random()))
-        return results.source_digest(package)
-
-    assert digest(a="x", b="y") == digest(b="y", a="x")
-    others = [
-        digest(a="x", b="y"),
-        digest(a="xy", b=""),
-        digest(a="y", b="x"),
-        digest(c="x", b="y"),
-    ]
-    assert len(set(others)) == 4
-    assert len(results.source_digest()) == 16
-
-
-def test_provenance_knows_commit_and_dirt_outside_results(tmp_path):
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
-
-    def checkout():
-        results.checkout.cache_clear()
-        return results.checkout(package)
-
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "a.py").write_text("1")
-    git("init", "-q", ".")
-    assert checkout() == (None, None)  # untracked: a checkout of something else
-    git("add", "package")
-    git("commit", "-q", "-m", "First")
-    commit, dirty = checkout()
-    assert len(commit) == 40 and dirty is False
-    (tmp_path / "results" / "study").mkdir(parents=True)
-    (tmp_path / "results" / "study" / "rows.jsonl").write_text("{}")
-    assert checkout() == (commit, False)
-    (tmp_path / "conf.yaml").write_text("a: 1")
-    assert checkout() == (commit, True)
-    results.checkout.cache_clear()
-    fields = results.provenance("cpu")
-    assert set(fields) == {"source", "versions", "device", "commit", "dirty", "time"}
-    assert fields["device"] == "cpu" and {"python", "numpy"} <= set(fields["versions"])
-    assert fields["time"].endswith("+00:00")
-
-
 def test_a_log_torn_at_any_byte_loads_and_takes_appends(tmp_path):
     append(tmp_path, make_row("a"))
     append(tmp_path, make_row("b", metrics={"m": 2.0}))

@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from optdiff.provenance import source_digest
 from optdiff.report import figures, pictures, table
 from optdiff.report.cells import Board, boards
-from optdiff.results import load, load_artifact, source_digest, write
+from optdiff.results import load, load_artifact, write
 
 __all__ = ["report"]
 

@@ -73,13 +73,17 @@ def samples(
       board: which rows and columns there are, what they cost, and which cells failed.
       seed: the seed.
       found: artifacts by (method, budget), at least one: `samples` (k, h, w), (k, h, w, 1) or
-        (k, h, w, 3) in [0, 1], or (k, d) vectors; and perhaps a `reference` like it, which is
-        shown in a last row, or in grey behind the vectors.
+        (k, h, w, 3) in [0, 1], or (k, d) vectors; and perhaps, like it, `exact`, where the same
+        noise should have led, which is the last row under images, and `reference`, which lies in
+        grey behind vectors.
 
     Returns:
       The picture.
     """
-    reference = next((a["reference"] for a in found.values() if "reference" in a), None)
+    exact, reference = (
+        next((a[name] for a in found.values() if name in a), None)
+        for name in ("exact", "reference")
+    )
     every = [arrays["samples"] for arrays in found.values()]
     note, rows = "every cell starts from the same noise", list(board.methods)
     if every[0].ndim == 2:
@@ -88,18 +92,18 @@ def samples(
     else:
         count, size = _fit(every[0], len(board.budgets))
         draw = functools.partial(_draw_images, count=count)
-        rows += ["reference"] * (reference is not None)
+        rows += ["exact"] * (exact is not None)
     costs = [_cost(board, method) for method in rows]
     longest = max(map(len, [*rows, *costs, "evaluations"]))
     sheet = Sheet(len(rows), len(board.budgets), size, longest)
     for (row, method), (column, budget) in product(enumerate(rows), enumerate(board.budgets)):
         if (method, budget) in found:
             draw(sheet.axes(row, column), found[method, budget]["samples"])
-        elif method != "reference":
+        elif method == "exact":
+            draw(sheet.axes(row, column), exact)
+        else:
             text, look = _absence(board.cells.get((method, budget)), seed)
             sheet.axes(row, column).text(0.5, 0.5, text, ha="center", va="center", size=9, **look)
-        elif len(more := reference[column * count : (column + 1) * count]):
-            draw(sheet.axes(row, column), more)
     sheet.write(GAP, 18, f"{board.problem}: samples of seed {seed}", weight="bold", size=10)
     sheet.write(GAP, 36, note, color=DIM, size=7.5)
     _captions(sheet, board.budgets, rows, costs)

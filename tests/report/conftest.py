@@ -28,7 +28,7 @@ def study(tmp_path_factory):
         metrics = {"w2": value, "recall": 1 / (1 + value)}
         row = job(sampler, nfe, seed, metrics=metrics, nfe=real, passes=2 * real)
         shown = {"samples": np.random.default_rng(seed).random((4, 6, 6)) * (1 + (nfe == 4))}
-        shown["reference"] = np.random.default_rng(9).random((4, 6, 6))
+        shown["exact"] = np.random.default_rng(9).random((4, 6, 6))
         append(folder, row, traces(seed, nfe) | shown)
     return folder
 

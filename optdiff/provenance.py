@@ -1,0 +1,80 @@
+"""Where a row comes from: the source that made it, its versions, its commit, and the device."""
+
+import functools
+import hashlib
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+
+
+@functools.cache
+def source_digest(package: Path = PACKAGE) -> str:
+    """Digest of a package's source, names and contents of its `.py` files: 16 hex digits.
+
+    It is taken once a process, so it describes the code that runs rather than later edits.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if path.is_relative_to(package / "report"):
+            continue  # it draws rows, and no row depends on it
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """The fields of a row that say where it came from: source, versions, device, commit, time.
+
+    Args:
+      device: what the job runs on, in words; this module does not know about jax.
+
+    Returns:
+      `source`, `versions`, `device`, `commit`, `dirty` and `time` of a `Row`.
+    """
+    commit, dirty = checkout()
+    return {
+        "source": source_digest(),
+        "versions": dict(_versions()),
+        "device": device,
+        "commit": commit,
+        "dirty": dirty,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def checkout(folder: Path = PACKAGE) -> tuple[str | None, bool | None]:
+    """Commit of the git checkout that tracks a folder, and whether its tree outside `results/` is
+    dirty (changed or untracked files); (None, None) where git or the checkout is missing.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        # An installed copy may lie, untracked, in the checkout of something else.
+        git("ls-files", "--error-unmatch", ".")
+        commit = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(dirty)
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Versions of Python and of the packages that results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = [("python", platform.python_version())]
+    for package in ("optdiff", "jax", "jaxlib", "optax", "numpy"):
+        try:
+            versions.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return tuple(versions)

@@ -1,0 +1,62 @@
+"""A row tells which source, commit and versions made it."""
+
+import random
+import subprocess
+
+from optdiff import provenance
+
+
+def test_source_digest_sees_names_and_contents(tmp_path):
+    def digest(**files):
+        package = tmp_path / str(random.random())
+        (package / "inner").mkdir(parents=True)
+        for name, text in files.items():
+            (package / "inner" / f"{name}.py").write_text(text)
+        (package / "notes.txt").write_text(str(random.random()))
+        return provenance.source_digest(package)
+
+    assert digest(a="x", b="y") == digest(b="y", a="x")
+    others = [
+        digest(a="x", b="y"),
+        digest(a="xy", b=""),
+        digest(a="y", b="x"),
+        digest(c="x", b="y"),
+    ]
+    assert len(set(others)) == 4
+    drawn = tmp_path / "drawn"
+    (drawn / "report").mkdir(parents=True)
+    empty = provenance.source_digest(drawn)
+    (drawn / "report/figures.py").write_text("colour = 1")
+    provenance.source_digest.cache_clear()
+    assert provenance.source_digest(drawn) == empty  # no row depends on how it is drawn
+    assert len(provenance.source_digest()) == 16
+
+
+def test_provenance_knows_commit_and_dirt_outside_results(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    def checkout():
+        provenance.checkout.cache_clear()
+        return provenance.checkout(package)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "a.py").write_text("1")
+    git("init", "-q", ".")
+    assert checkout() == (None, None)  # untracked: a checkout of something else
+    git("add", "package")
+    git("commit", "-q", "-m", "First")
+    commit, dirty = checkout()
+    assert len(commit) == 40 and dirty is False
+    (tmp_path / "results" / "study").mkdir(parents=True)
+    (tmp_path / "results" / "study" / "rows.jsonl").write_text("{}")
+    assert checkout() == (commit, False)
+    (tmp_path / "conf.yaml").write_text("a: 1")
+    assert checkout() == (commit, True)
+    provenance.checkout.cache_clear()
+    fields = provenance.provenance("cpu")
+    assert set(fields) == {"source", "versions", "device", "commit", "dirty", "time"}
+    assert fields["device"] == "cpu" and {"python", "numpy"} <= set(fields["versions"])
+    assert fields["time"].endswith("+00:00")
