@@ -5,13 +5,18 @@ schedule as static data, and an equal schedule must not recompile a network. So 
 or cached. Where to step between the levels is a grid's business (`grids.py`).
 """
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from optdiff.types import NoiseSchedule
+
+ALPHA_BAR_CAP = 2.0**-24
+"""What a checkpoint's `alpha_bar = 0` is read as, sigma = 4096: where diffusers' Euler begins."""
 
 
 def variance_exploding(sigma_min: float = 0.002, sigma_max: float = 80.0) -> NoiseSchedule:
@@ -45,21 +50,49 @@ def flow(sigma_min: float = 0.002, t_max: float = 1.0) -> NoiseSchedule:
 
 def linear(beta_start=1e-4, beta_end=0.02, steps: int = 1000) -> NoiseSchedule:
     """DDPM's schedule (arXiv 2006.11239, section 4): beta linear in the timestep."""
-    return from_alphas_cumprod(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)))
+    return from_alphas_cumprod(np.cumprod(1.0 - _linear(beta_start, beta_end, steps)))
 
 
 def scaled_linear(beta_start=0.00085, beta_end=0.012, steps: int = 1000) -> NoiseSchedule:
     """Latent diffusion's schedule (arXiv 2112.10752): sqrt(beta) linear in the timestep."""
-    betas = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
-    return from_alphas_cumprod(np.cumprod(1.0 - betas))
+    return from_alphas_cumprod(np.cumprod(1.0 - _scaled_linear(beta_start, beta_end, steps)))
 
 
 def squared_cosine(steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
     """The cosine schedule (arXiv 2102.09672, eq. 17), betas clipped at `max_beta`."""
-    t = np.arange(steps + 1) / steps
-    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-    betas = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
-    return from_alphas_cumprod(np.cumprod(1.0 - betas))
+    return from_alphas_cumprod(np.cumprod(1.0 - _squared_cosine(steps, max_beta)))
+
+
+def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule that a checkpoint's `scheduler_config.json` describes.
+
+    Only the noise a model was trained on is read here, whichever scheduler class wrote the file:
+    `beta_schedule` (linear, scaled_linear, squaredcos_cap_v2) with `beta_start` and `beta_end`, or
+    `trained_betas`; `rescale_betas_zero_snr` (arXiv 2305.08891, algorithm 1), whose last level,
+    infinite, is put at sigma = 4096 (`ALPHA_BAR_CAP`); and flow matching, `t = T sigma / (1 +
+    sigma)`, with the same highest level. Which timesteps to step at is `grids`' business, what the
+    network predicts its problem's.
+
+    Args:
+      config: the parsed file.
+
+    Raises:
+      ValueError: for fields that are missing or cannot be honoured, naming field and value.
+
+    >>> config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    >>> from_scheduler_config(config) == scaled_linear()
+    True
+    """
+    steps = config.get("num_train_timesteps", 1000)
+    if config.get("timestep_type") == "continuous":
+        raise ValueError("timestep_type = 'continuous' is not supported, only 'discrete'")
+    if "shift" in config or config.get("use_flow_sigmas"):
+        return _flow_of(steps)
+    betas = _betas(config, steps)
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    if config.get("rescale_betas_zero_snr"):
+        alphas_cumprod = _end_in_noise(alphas_cumprod)
+    return from_alphas_cumprod(alphas_cumprod)
 
 
 def from_alphas_cumprod(alphas_cumprod: Float[np.ndarray, "t"]) -> NoiseSchedule:
@@ -99,6 +132,58 @@ def _tabulated(alphas_cumprod: tuple[float, ...]) -> NoiseSchedule:
         return jnp.interp(jnp.log(sigma), jnp.asarray(log_finite), jnp.asarray(times))
 
     return NoiseSchedule(sigma, t, float(np.exp(log_sigma[0])), float(np.exp(log_sigma[-1])))
+
+
+def _betas(config: Mapping[str, Any], steps: int) -> Float[np.ndarray, "t"]:
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], np.float64)
+    kind = config.get("beta_schedule")
+    if kind == "squaredcos_cap_v2":
+        return _squared_cosine(steps, 0.999)
+    kinds = {"linear": _linear, "scaled_linear": _scaled_linear}
+    if kind not in kinds:
+        known = ", ".join([*kinds, "squaredcos_cap_v2"])
+        raise ValueError(f"beta_schedule = {kind!r} is not supported; known are {known}")
+    missing = [name for name in ("beta_start", "beta_end") if name not in config]
+    if missing:
+        raise ValueError(f"beta_schedule = {kind!r} needs {' and '.join(missing)}")
+    return kinds[kind](config["beta_start"], config["beta_end"], steps)
+
+
+def _linear(start: float, end: float, steps: int) -> Float[np.ndarray, "t"]:
+    return np.linspace(start, end, steps)
+
+
+def _scaled_linear(start: float, end: float, steps: int) -> Float[np.ndarray, "t"]:
+    return np.linspace(start**0.5, end**0.5, steps) ** 2
+
+
+def _squared_cosine(steps: int, max_beta: float) -> Float[np.ndarray, "t"]:
+    t = np.arange(steps + 1) / steps
+    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+
+
+def _end_in_noise(alphas_cumprod: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+    """Shift and scale `sqrt(alpha_bar)` so that it keeps its first value and ends at zero."""
+    root = np.sqrt(alphas_cumprod)
+    alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    alphas_cumprod[-1] = ALPHA_BAR_CAP
+    return alphas_cumprod
+
+
+@cache
+def _flow_of(steps: int) -> NoiseSchedule:
+    """Flow with the time of a network that counts to `steps`; its first step begins at t = 1."""
+
+    def sigma(t: Array) -> Array:
+        return _flow_sigma(t / steps)
+
+    def t(sigma: Array) -> Array:
+        return steps * _flow_t(sigma)
+
+    sigma_max = float(np.sqrt((1.0 - ALPHA_BAR_CAP) / ALPHA_BAR_CAP))
+    return NoiseSchedule(sigma, t, 1.0 / (steps - 1.0), sigma_max)
 
 
 def _identity(t: Array) -> Array:
