@@ -35,7 +35,8 @@ class VAEConfig:
 
     >>> VAEConfig(latent_channels=0)
     Traceback (most recent call last):
-    ValueError: VAEConfig cannot honour latent_channels=0 (a positive integer)
+    ValueError: VAEConfig:
+      latent_channels = 0: must be a positive integer
     """
 
     in_channels: int = 3
@@ -68,13 +69,14 @@ class VAEConfig:
         >>> VAEConfig.from_dict({"_class_name": "AutoencoderKL", "latent_channels": 16}).act_fn
         'silu'
         """
-        raw = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k[:1] != "_"}
+        required = _NEUTRAL | {"_class_name": "AutoencoderKL"}
+        raw = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
         known = {k: v for k, v in raw.items() if k in defaults}
         other = [
-            f"{k}={v!r} ({f'must be {_NEUTRAL[k]}' if k in _NEUTRAL else 'unknown'})"
+            f"{k} = {v!r}: {f'must be {required[k]!r}' if k in required else 'not a known field'}"
             for k, v in raw.items()
-            if k not in defaults and not (k in _NEUTRAL and v == _NEUTRAL[k])
+            if not (k in known or (v == required[k] if k in required else k[:1] == "_"))
         ]
         _raise_if(_faults(defaults | known) + other)
         return cls(**known)
@@ -87,7 +89,7 @@ class VAEConfig:
 
 def _raise_if(faults: list[str]) -> None:
     if faults:
-        raise ValueError("VAEConfig cannot honour " + ", ".join(faults))
+        raise ValueError("VAEConfig:\n  " + "\n  ".join(faults))
 
 
 def _faults(fields: Mapping[str, Any]) -> list[str]:
@@ -123,4 +125,4 @@ def _faults(fields: Mapping[str, Any]) -> list[str]:
         "scaling_factor": (number(scale) and scale > 0, "a positive number"),
         "shift_factor": (shift is None or number(shift), "a number or null"),
     }
-    return [f"{k}={fields[k]!r} ({want})" for k, (good, want) in rules.items() if not good]
+    return [f"{k} = {fields[k]!r}: must be {want}" for k, (good, want) in rules.items() if not good]

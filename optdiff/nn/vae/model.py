@@ -196,9 +196,10 @@ class VAE(nnx.Module):
       param_dtype: what to store.
       rngs: random keys for the initial parameters.
 
-    >>> vae = VAE(VAEConfig(), rngs=nnx.Rngs(0))
-    >>> images = jnp.zeros((1, 8, 8, 3))
-    >>> jax.eval_shape(lambda x: vae.decode(vae.encode(x).mode()), images).shape
+    >>> def there_and_back(images):
+    ...     vae = VAE(VAEConfig(), rngs=nnx.Rngs(0))
+    ...     return vae.decode(vae.encode(images).mode())
+    >>> jax.eval_shape(there_and_back, jnp.zeros((1, 8, 8, 3))).shape
     (1, 8, 8, 3)
     """
 

@@ -15,9 +15,8 @@ FAMILIES = {
     "plain": TINY,
     "attention": TINY
     | {
-        "block_out_channels": (16, 24, 32),
-        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"),
-        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+        "down_block_types": ("AttnDownEncoderBlock2D", "DownEncoderBlock2D"),
+        "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
         "layers_per_block": 2,
         "act_fn": "gelu",
     },
@@ -35,7 +34,7 @@ FAMILIES = {
 
 @jax.jit
 def both_ways(vae, x, latents):
-    return vae.moments(x), vae.encode(x), vae.decode(latents)
+    return vae.encode(x), vae.decode(latents)
 
 
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
@@ -47,9 +46,8 @@ def test_encode_and_decode_match_torch_at_odd_sizes(fields):
         images(2, 17, 22, ours.config.in_channels),
         images(2, 5, 3, ours.config.latent_channels),
     )
-    moments, (mean, std), decoded = both_ways(ours, x, latents)
+    (mean, std), decoded = both_ways(ours, x, latents)
     posterior = theirs.encode(nchw(x)).latent_dist
-    assert relative(moments, posterior.parameters) < 2e-5
     assert relative(mean, (posterior.mean - shift) * scale) < 2e-5
     assert relative(std, posterior.std * scale) < 2e-5
     assert relative(decoded, theirs.decode(nchw(latents) / scale + shift).sample) < 2e-5
@@ -93,14 +91,14 @@ def test_each_block_matches_torch_on_the_same_input(blocks, path):
     for part in path.split("."):
         module = module[int(part)] if part.isdigit() else getattr(module, part)
     x = jnp.asarray(np.moveaxis(before.numpy(), 1, -1), jnp.float32)
-    assert relative(module(x), after) < 5e-6
+    assert relative(jax.jit(lambda module, x: module(x))(module, x), after) < 5e-6
 
 
 def test_posterior_samples_have_its_moments_and_do_not_depend_on_the_batch():
-    mean, std = images(3, 40, 50, 4), 0.1 + images(3, 40, 50, 4) ** 2
+    mean, std = images(3, 40, 50, 4), jnp.exp(images(3, 40, 50, 4, seed=2))
     keys = jax.random.split(jax.random.key(0), 3)
     samples = Posterior(mean, std).sample(keys)
-    noise = (samples - mean) / std
+    noise = np.asarray((samples - mean) / std)
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
     assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
     alone = Posterior(mean[1:2], std[1:2]).sample(keys[1:2])
@@ -124,17 +122,21 @@ def cast(model, dtype):
 def test_bfloat16_stays_near_float32_and_keeps_types():
     _, ours = pair(TINY)
     x, z = images(2, 16, 24, 3), images(2, 8, 12, 4)
-    full, half = both_ways(ours, x, z), both_ways(cast(ours, jnp.bfloat16), x, z)
-    assert half[0].dtype == jnp.bfloat16  # computed in what the weights are stored in,
-    assert half[1].mean.dtype == half[2].dtype == jnp.float32  # returned in what was given
+    bfloat16 = cast(ours, jnp.bfloat16)
+    full, half = both_ways(ours, x, z), both_ways(bfloat16, x, z)
+    # Computed in what the weights are stored in, returned in the type of what was given.
+    assert jax.eval_shape(VAE.moments, bfloat16, x).dtype == jnp.bfloat16
+    assert half[0].mean.dtype == half[1].dtype == jnp.float32
     for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
-        assert jnp.linalg.norm((a - b).ravel()) < 2e-2 * jnp.linalg.norm(b.ravel())
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.linalg.norm(a - b) < 2e-2 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("upcast", [True, False])
 def test_float16_weights_compute_in_float32_only_under_force_upcast(upcast):
     # conv_in makes numbers that float16 cannot hold; the norms behind it bring them back.
-    _, ours = pair(TINY | {"force_upcast": upcast, "layers_per_block": 1})
+    one = {f"{way}_block_types": TINY[f"{way}_block_types"][:1] for way in ("down", "up")}
+    _, ours = pair(TINY | one | {"block_out_channels": (8,), "force_upcast": upcast})
     ours.decoder.conv_in.kernel.set_value(ours.decoder.conv_in.kernel[...] * 6e4)
     half = cast(ours, jnp.float16)
     decode = jax.jit(lambda vae, z: vae.decode(z))
@@ -174,7 +176,9 @@ def test_the_wide_head_never_materialises_all_logits():
 def test_full_size_decoder_and_encoder_match_torch():
     theirs, ours = pair(SD)
     x, latents = images(1, 128, 192, 3), images(1, 24, 32, 4)
-    moments, _, decoded = both_ways(ours, x, latents)
-    assert relative(moments, theirs.encode(nchw(x)).latent_dist.parameters) < 2e-5
+    (mean, std), decoded = both_ways(ours, x, latents)
+    posterior, scale = theirs.encode(nchw(x)).latent_dist, ours.config.scaling_factor
+    assert relative(mean, posterior.mean * scale) < 2e-5
+    assert relative(std, posterior.std * scale) < 2e-5
     z = nchw(latents) / ours.config.scaling_factor
     assert relative(decoded, theirs.decode(z).sample) < 2e-5
