@@ -17,7 +17,7 @@ from optdiff.types import Sampler, Samples
 class ScaleByAdamPerSampleState(NamedTuple):
     """First moment (b, ...) and second moment (b,) of eps; `count` steps taken."""
 
-    count: Int[Array, ""]
+    count: Int[Array, "b"]
     m: Samples
     v: Float[Array, "b"]
 
@@ -29,7 +29,7 @@ def scale_by_adam_per_sample(
 
     def init(x):
         return ScaleByAdamPerSampleState(
-            jnp.zeros((), jnp.int32), jnp.zeros_like(x), jnp.ones(x.shape[0])
+            jnp.zeros(x.shape[0], jnp.int32), jnp.zeros_like(x), jnp.ones(x.shape[0])
         )
 
     def update(eps, state, x=None, **unused):

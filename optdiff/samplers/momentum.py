@@ -7,13 +7,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
-from optdiff.types import Sampler, Samples, Sigma
+from optdiff.types import Sampler, Samples
 
 
 class ScaleByHeavyBallState(NamedTuple):
     """The running average of gradients; `count` steps taken."""
 
-    count: Int[Array, ""]
+    count: Int[Array, "b"]
     velocity: Samples
 
 
@@ -25,7 +25,7 @@ def scale_by_heavy_ball(beta: float | Float[Array, ""] = 0.2) -> Sampler:
     """
 
     def init(x):
-        return ScaleByHeavyBallState(jnp.zeros((), jnp.int32), jnp.zeros_like(x))
+        return ScaleByHeavyBallState(jnp.zeros(x.shape[0], jnp.int32), jnp.zeros_like(x))
 
     def update(eps, state, x=None, **unused):
         b = jnp.where(state.count == 0, 0.0, beta)
@@ -55,9 +55,9 @@ def momentum(beta: float | Float[Array, ""] = 0.2) -> Sampler:
 class NesterovState(NamedTuple):
     """The base point and its own noise level, above the look-ahead's; `count` steps taken."""
 
-    count: Int[Array, ""]
+    count: Int[Array, "b"]
     base: Samples
-    sigma: Sigma
+    sigma: Float[Array, "b"]
 
 
 def nesterov(mu: float | Float[Array, ""] = 0.2) -> Sampler:
@@ -80,7 +80,7 @@ def nesterov(mu: float | Float[Array, ""] = 0.2) -> Sampler:
     """
 
     def init(y):
-        return NesterovState(jnp.zeros((), jnp.int32), y, jnp.zeros(y.shape[0]))
+        return NesterovState(jnp.zeros(y.shape[0], jnp.int32), y, jnp.zeros(y.shape[0]))
 
     def update(eps, state, y, *, sigma, sigma_next, **unused):
         s = jnp.where(state.count == 0, sigma, state.sigma)

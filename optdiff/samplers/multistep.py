@@ -21,7 +21,7 @@ ADAMS_BASHFORTH = (
 class ScaleByAdamsBashforthState(NamedTuple):
     """The gradients before this one, newest first; `count` steps taken."""
 
-    count: Int[Array, ""]
+    count: Int[Array, "b"]
     history: tuple[Samples, ...]
 
 
@@ -36,11 +36,11 @@ def scale_by_adams_bashforth(order: int = 4) -> Sampler:
 
     def init(x):
         return ScaleByAdamsBashforthState(
-            jnp.zeros((), jnp.int32), tuple(jnp.zeros_like(x) for _ in range(order - 1))
+            jnp.zeros(x.shape[0], jnp.int32), tuple(jnp.zeros_like(x) for _ in range(order - 1))
         )
 
     def update(eps, state, x=None, **unused):
-        weights = table[jnp.minimum(state.count, order - 1)]
+        weights = table[jnp.minimum(state.count, order - 1)].T  # (order, b)
         past = (eps, *state.history)
         direction = weighted_sum(*zip(weights, past, strict=True))
         return direction, ScaleByAdamsBashforthState(state.count + 1, past[:-1])
@@ -71,7 +71,7 @@ def ipndm(order: int = 4) -> Sampler:
 class ScaleByGradientEstimationState(NamedTuple):
     """The gradient before this one; `count` steps taken."""
 
-    count: Int[Array, ""]
+    count: Int[Array, "b"]
     previous: Samples
 
 
@@ -79,7 +79,8 @@ def scale_by_gradient_estimation(gamma: float | Float[Array, ""] = 2.0) -> Sampl
     """Link: `gamma eps_n + (1 - gamma) eps_{n-1}`, and plain `eps_0` first."""
 
     def init(x):
-        return ScaleByGradientEstimationState(jnp.zeros((), jnp.int32), jnp.zeros_like(x))
+        count = jnp.zeros(x.shape[0], jnp.int32)
+        return ScaleByGradientEstimationState(count, jnp.zeros_like(x))
 
     def update(eps, state, x=None, **unused):
         g = jnp.where(state.count == 0, 1.0, gamma)
