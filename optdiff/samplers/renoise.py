@@ -39,7 +39,9 @@ def renoise(inner: Sampler, down: Down) -> Sampler:
             eps, state, x, sigma=sigma, sigma_next=below, key=inner_key, **extra
         )
         z = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(noise_key)
-        spread = jnp.sqrt(jnp.maximum(sigma_next**2 - below**2, 0.0))
+        gap = sigma_next**2 - below**2
+        # Twice `where`: the root's infinite slope at zero must not reach the levels' gradient.
+        spread = jnp.where(gap > 0, jnp.sqrt(jnp.where(gap > 0, gap, 1.0)), 0.0)
         return weighted_sum((jnp.ones(()), dx), (spread, z)), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
