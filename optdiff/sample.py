@@ -35,7 +35,8 @@ class Clock(NamedTuple):
 
     `init(x) -> (sigma, state)` and `next(state, x, eps, i) -> (sigma_next, accept, state)`, where
     levels are () or (b,). `accept` is None (always) or (b,) booleans: a refused sample stays where
-    it was, at its level, with its sampler state (which must then be batched, see `per_sample`).
+    it was, at its level, with its sampler state (whose leaves must then have the batch first, as
+    those of our own samplers have, and those of any transformation wrapped `per_sample`).
     """
 
     init: Callable[[Samples], tuple[Sigma, PyTree]]
@@ -116,7 +117,8 @@ def sample(
 
     Raises:
       ValueError: if levels are not a positive, finite vector.
-      FloatingPointError: at the first step that leaves a sample not finite, naming step and level.
+      FloatingPointError: at the first step, or last denoising, that leaves a sample not finite;
+        names step and level.
 
     >>> from optdiff.problems import gaussian
     >>> from optdiff.grids import karras
@@ -127,7 +129,9 @@ def sample(
     ((4, 2), [8, 8, 8, 8])
     """
     iterate = partial(_python_loop, observe, on_step)
-    return _drive(iterate, problem, sampler, _checked(levels), keys, cond, x, finish, clock)
+    x0, trace = _drive(iterate, problem, sampler, _checked(levels), keys, cond, x, finish, clock)
+    _require_finite(x0, "the last denoising", trace.sigma[-1])
+    return x0, trace
 
 
 def sample_scan(
@@ -167,30 +171,28 @@ def start(problem: Problem, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samp
     return problem.prior(_fold_in(keys, 0), sigma, cond)
 
 
-def evals_per_step(sampler: Sampler, n: int = 3, shape: tuple[int, ...] = (1,)) -> float:
-    """Evaluations a sampler makes per step, measured on a grid of n levels.
+def evals_per_step(sampler: Sampler, shape: tuple[int, ...] = (1,)) -> int:
+    """Evaluations a sampler makes in a step, counted as it takes one of samples of this shape.
 
     >>> from optdiff.samplers import heun
     >>> evals_per_step(heun())
-    2.0
+    2
     """
-    return (evaluations(sampler, n, shape) - 1) / (n - 1)
+    counted = _Counted(lambda x, sigma: x)
+    x, levels, keys = jnp.ones((1, *shape)), jnp.ones(2), sample_keys(0, 1)
+    carry = Carry(x, levels[0], jnp.zeros(1, jnp.int32), sampler.init(x), levels)
+    # Shapes are enough to count by: the step is traced, as in a scan, and nothing is computed.
+    jax.eval_shape(partial(_step, counted, sampler, plain_clock(levels), keys, 2), carry, 0)
+    return counted.calls
 
 
 def evaluations(sampler: Sampler, n: int, shape: tuple[int, ...] = (1,)) -> int:
-    """Evaluations per sample that n levels cost with this sampler, the last denoising included.
-
-    Measured by running the sampler once on zeros of the given sample shape.
-    """
-    levels = jnp.geomspace(1.0, 0.1, n) if n > 1 else jnp.ones(1)
-    keys, x = sample_keys(0, 1), jnp.zeros((1, *shape))
-    loop = partial(_python_loop, None, None)
-    _, trace = _drive(loop, _Nothing(), sampler, levels, keys, None, x, denoise, None)
-    return int(trace.nfe[0])
+    """Evaluations per sample that n levels cost with this sampler, the last denoising included."""
+    return (n - 1) * evals_per_step(sampler, shape) + 1
 
 
 def levels_within(sampler: Sampler, nfe: int, shape: tuple[int, ...] = (1,)) -> int:
-    """The largest number of levels whose measured cost fits a budget of evaluations.
+    """The largest number of levels whose cost fits a budget of evaluations.
 
     >>> from optdiff.samplers import heun
     >>> levels_within(heun(), 8)   # three steps of two evaluations, and the last denoising
@@ -198,12 +200,7 @@ def levels_within(sampler: Sampler, nfe: int, shape: tuple[int, ...] = (1,)) -> 
     """
     if nfe < 1:
         raise ValueError(f"a sample takes at least one evaluation, but the budget is {nfe}")
-    n = 1 + round((nfe - 1) / max(evals_per_step(sampler, shape=shape), 1.0))
-    while n > 1 and evaluations(sampler, n, shape) > nfe:
-        n -= 1
-    while evaluations(sampler, n + 1, shape) <= nfe:
-        n += 1
-    return n
+    return 1 + (nfe - 1) // evals_per_step(sampler, shape)
 
 
 def _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock):
@@ -238,29 +235,45 @@ def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step
     moved = (carry.x + dx.astype(carry.x.dtype), sigma_next, state)
     if accept is not None:
         stayed = (carry.x, carry.sigma, carry.sampler)
-        moved = jax.tree.map(lambda a, b: jnp.where(expand(accept, a), a, b), moved, stayed)
+        moved = jax.tree.map(partial(_where_accepted, accept), moved, stayed)
     x, sigma, state = moved
     taken = Step(i, carry.x, eps, carry.sigma, sigma, x)
     return Carry(x, sigma, carry.nfe + counted.calls, state, clock_state), taken
+
+
+def _where_accepted(accept, moved, stayed):
+    if moved.shape[:1] != accept.shape:
+        raise ValueError(
+            "the clock refuses samples one by one, but a step carries an array of shape "
+            f"{moved.shape} for all of them: give (b,) levels, and wrap the sampler's "
+            "transformation in `per_sample`"
+        )
+    return jnp.where(accept.reshape(-1, *(1,) * (moved.ndim - 1)), moved, stayed)
+
+
+def _seen(observe, step: Step):
+    return step.sigma, observe(step) if observe else None
 
 
 def _python_loop(observe, on_step, step, carry, n):
     seen = []
     for i in range(n):
         carry, taken = step(carry, i)
-        _require_finite(taken)
-        seen.append((taken.sigma, observe(taken) if observe else None))
+        _require_finite(taken.x_next, f"step {i}", taken.sigma)
+        seen.append(_seen(observe, taken))
         if on_step is not None and on_step(taken):
             break
-    if not seen:
-        return carry, (jnp.zeros((0, *carry.sigma.shape), carry.sigma.dtype), None)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+    if seen:
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+    # No step was taken: what one would have shown says which empty arrays to stack.
+    like = jax.eval_shape(lambda carry: _seen(observe, step(carry, 0)[1]), carry)
+    return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), like)
 
 
 def _scan_loop(observe, step, carry, n):
     def body(carry, i):
         carry, taken = step(carry, i)
-        return carry, (taken.sigma, observe(taken) if observe else None)
+        return carry, _seen(observe, taken)
 
     return jax.lax.scan(body, carry, jnp.arange(n))
 
@@ -294,11 +307,10 @@ _fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
 _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
-def _require_finite(step: Step) -> None:
-    if not _all_finite(step.x_next):
-        level = float(jnp.max(step.sigma))
+def _require_finite(x: Samples, who: str, sigma: Sigma) -> None:
+    if not _all_finite(x):
         raise FloatingPointError(
-            f"step {step.i} from sigma = {level:.4g} left samples that are not finite; "
+            f"{who} from sigma = {float(jnp.max(sigma)):.4g} left samples that are not finite; "
             "the sampler diverges on these levels, or the denoiser overflows"
         )
 
@@ -308,11 +320,3 @@ def _checked(levels: Levels) -> Levels:
     if levels.ndim != 1 or not levels.size or not bool((jnp.isfinite(levels) & (levels > 0)).all()):
         raise ValueError(f"levels are a vector of positive, finite noise levels, got {levels}")
     return levels
-
-
-@jax.tree_util.register_static
-class _Nothing:
-    """A denoiser that knows no data, for measuring what a sampler costs."""
-
-    def denoise(self, x, sigma, cond):
-        return jnp.zeros_like(x)
