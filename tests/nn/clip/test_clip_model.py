@@ -261,3 +261,6 @@ def test_full_size_text_encoder_matches_torch():
     ids = sentences(2, 77, vocab=49408, eos=49407, pad=49407)
     expected = theirs(torch.from_numpy(ids).long(), output_hidden_states=True)
     assert_same_encoding(run(ours, jnp.asarray(ids)), expected)
+    half = run(cast(ours, jnp.bfloat16), jnp.asarray(ids))
+    assert relative(half.last_hidden_state, expected.last_hidden_state) < 2e-2
+    assert relative(half.hidden_states[-2], expected.hidden_states[-2]) < 2e-2
