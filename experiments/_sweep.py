@@ -185,21 +185,28 @@ def _count_jobs(config: DictConfig) -> int:
 def _check_call(config: dict[str, Any], where: str) -> None:
     name = config["_target_"]
     try:
-        target = get_object(name)
+        parameters = _parameters(name)
     except Exception as error:
         module, _, attribute = name.rpartition(".")
         siblings = dir(sys.modules[module]) if module in sys.modules else []
         raise ConfigError(
             f"{where}: nothing is called {name!r}{_closest(attribute, siblings)}"
         ) from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if parameters is None:
         return
     for key in config:
         if key not in parameters and not (key.startswith("_") and key.endswith("_")):
             raise ConfigError(
-                f"{where}: {name} takes no parameter {key!r}{_closest(key, list(parameters))}"
+                f"{where}: {name} takes no parameter {key!r}{_closest(key, parameters)}"
             )
+
+
+@functools.cache
+def _parameters(target: str) -> list[str] | None:
+    """The names that a target takes, or None if it takes any."""
+    parameters = inspect.signature(get_object(target)).parameters
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if any_name else list(parameters)
 
 
 def _closest(word: str, known: list[str]) -> str:

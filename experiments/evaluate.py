@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from _sweep import ConfigError, build, build_once, check_targets, label, run, single, text
 from omegaconf import DictConfig, OmegaConf
+from threadpoolctl import threadpool_limits
 
 from optdiff import provenance, results
 from optdiff.analysis import diagnostics, evaluation
@@ -80,7 +81,10 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sample and measure: the fields of a row that a job finds out, and its artifact."""
     sampler, grid = build(config["sampler"]), build(config["grid"])
     problem, metrics = build_once(text(config["problem"])), build_once(text(config["metrics"]))
-    levels = grid(problem.schedule, levels_within(sampler, config["nfe"], sample_shape(problem)))
+    levels = grid(
+        problem.schedule,
+        levels_within(sampler, config["nfe"], sample_shape(text(config["problem"]))),
+    )
     shared = {k: config[k] for k in ("problem", "metrics", "exact", "seed", "samples", "batch")}
     setting = share(text(shared), float(levels[0]))
 
@@ -90,7 +94,8 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         x0, trace = evaluation.draw(problem, sampler, levels, observe=observe, **size)
         x0.block_until_ready()
     samples, exact = problem.decode(x0), problem.decode(setting.exact)
-    with Stopwatch() as measuring:
+    # The metrics are many small steps, between which a second BLAS thread mostly waits.
+    with Stopwatch() as measuring, threadpool_limits(1):
         values = evaluation.measure(
             metrics,
             problem,
@@ -157,8 +162,10 @@ class Stopwatch:
             self.compiling += seconds
 
 
-def sample_shape(problem: Any) -> tuple[int, ...]:
+@lru_cache
+def sample_shape(problem_config: str) -> tuple[int, ...]:
     """The shape of one sample of a problem."""
+    problem = build_once(problem_config)
     keys = sample_keys(0, 1)
     x = jax.eval_shape(lambda p: start(p, keys, jnp.ones(()), p.condition(keys)), problem)
     return x.shape[1:]
