@@ -63,12 +63,12 @@ def adam_per_sample(
     needed; momentum keeps the norm, since averaging would hide noise that is still there; and
     `u / sqrt(v)`, of length one whatever the gradient, gets its length `sqrt(s)` back.
 
-    Where it differs from DDIM with momentum: by the factor `sqrt(s_n / v_n)`. It is 1 while the
-    mean square of eps rests at 1, which is at all levels far above the data's scale, and there the
-    two coincide. Where the noise falls below that scale `s` falls, `v` remembers its past, and the
-    factor drops below 1: it shortens steps whose gradient is about to shrink, the side on which
-    DDIM overshoots. As steps become small `v -> s`, so it converges to the target at first order.
-    One evaluation per step; not linear.
+    Where it differs from DDIM with momentum (of this kind, which keeps the norm): by the factor
+    `sqrt(s_n / v_n)`. It is 1 while the mean square of eps rests at 1, which is at all levels far
+    above the data's scale, and there the two coincide. Where the noise falls below that scale `s`
+    falls, `v` remembers its past, and the factor drops below 1: it shortens steps whose gradient is
+    about to shrink, the side on which DDIM overshoots. As steps become small `v -> s`, so it
+    converges to the target at first order. One evaluation per step; not linear.
 
     Args:
       b1: averaging of the direction, in (-1, 1).

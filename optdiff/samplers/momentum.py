@@ -41,8 +41,8 @@ def momentum(beta: float | Float[Array, ""] = 0.2) -> Sampler:
     `v_n = beta v_{n-1} + (1 - beta) eps_n, v_0 = eps_0;  x' = x - (sigma - sigma') v_n`
 
     First order; one evaluation per step; linear. The sign of beta is the choice: positive averages
-    (stability at high guidance), negative extrapolates (accuracy in few steps). On levels uniform
-    in sigma the leading error is `(1 + beta) / (1 - beta)` times DDIM's.
+    (stability at high guidance), negative extrapolates (accuracy in few steps). On smooth grids
+    (uniform in sigma, Karras) the leading error is `(1 + beta) / (1 - beta)` times DDIM's.
 
     Args:
       beta: in (-1, 1); 0 is DDIM.
@@ -71,10 +71,11 @@ def nesterov(mu: float | Float[Array, ""] = 0.2) -> Sampler:
     hand the denoiser less noise than it announces.) A deviation of ours; no source.
 
     First order; one evaluation per step; linear: the multistep method with characteristic roots 1
-    and mu. On levels uniform in sigma the leading error is `1 + 2 mu^2 / (1 - mu)` times DDIM's.
+    and mu. On smooth grids (uniform in sigma, Karras) the leading error is
+    `1 + 2 mu^2 / (1 - mu)` times DDIM's.
 
     Args:
-      mu: in (-1, 1); 0 is DDIM.
+      mu: in (-1/2, 1), below which s runs away from the grid; 0 is DDIM.
 
     >>> sampler = nesterov(mu=0.3)
     """

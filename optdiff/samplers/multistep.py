@@ -54,8 +54,10 @@ def ipndm(order: int = 4) -> Sampler:
 
     `x' = x - (sigma - sigma') (55 eps_n - 59 eps_{n-1} + 37 eps_{n-2} - 9 eps_{n-3}) / 24`
 
-    at order 4. One evaluation per step; linear. The stated order holds on levels uniform in sigma;
-    on other grids the method is first order, and in practice better than its variable-step form.
+    at order 4. One evaluation per step; linear. The weights have the stated order on levels uniform
+    in sigma, order 2 where neighbouring steps become alike as n grows (Karras, geometric), and
+    order 1 where they do not; the first steps, of lower order, leave an error of second order in
+    any case. In practice better than the variable-step form.
 
     Args:
       order: 1 (DDIM) to 4.
@@ -94,8 +96,9 @@ def gradient_estimation(gamma: float | Float[Array, ""] = 2.0) -> Sampler:
     """The gradient-estimation sampler (arXiv 2306.04848, algorithm 2): `x' = x - (sigma - sigma')
     (gamma eps_n + (1 - gamma) eps_{n-1})`, the first step plain.
 
-    It is optimistic gradient descent. One evaluation per step; linear. On levels uniform in sigma
-    its leading error is `3 - 2 gamma` times DDIM's: gone at 1.5, of opposite sign at 2.
+    It is optimistic gradient descent. One evaluation per step; linear. On smooth grids (uniform in
+    sigma, Karras) its leading error is `3 - 2 gamma` times DDIM's: gone at 1.5, of opposite sign
+    at 2.
 
     Args:
       gamma: 1 is DDIM, 1.5 is Adams-Bashforth 2; the paper uses 2.
