@@ -47,20 +47,29 @@ class Displaced:
         return self.prior(keys, jax.numpy.zeros(()), cond)
 
 
-def instantiate(name):
+def instantiate(group, name, *overrides):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(overrides=[f"+sampler={name}"])
-    return hydra.utils.instantiate(config.sampler)
+        config = hydra.compose(overrides=[f"+{group}={name}", *overrides])
+    return hydra.utils.instantiate(config[group])
+
+
+def names(group):
+    return sorted(path.stem for path in CONF.glob(f"{group}/*.yaml"))
 
 
 @pytest.fixture(scope="session")
 def samplers():
-    return {path.stem: instantiate(path.stem) for path in sorted(CONF.glob("sampler/*.yaml"))}
+    return {name: instantiate("sampler", name) for name in names("sampler")}
 
 
-@pytest.fixture(scope="module", params=sorted(path.stem for path in CONF.glob("sampler/*.yaml")))
+@pytest.fixture(scope="module", params=names("sampler"))
 def sampler(request, samplers):
     return samplers[request.param]
+
+
+@pytest.fixture(scope="module", params=[*names("problem"), "digits problem.guidance=2.0"])
+def problem(request):
+    return instantiate("problem", *request.param.split())
 
 
 @pytest.fixture(scope="session")
