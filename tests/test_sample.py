@@ -1,0 +1,278 @@
+"""The driver: what it counts, checks, shows and lets others decide. What it does to every sampler
+alike is in `contracts`."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+
+from optdiff.grids import karras
+from optdiff.problems import digits, energy, mixture
+from optdiff.sample import (
+    Clock,
+    evals_per_step,
+    identity,
+    levels_within,
+    sample,
+    sample_keys,
+    sample_scan,
+    start,
+)
+from optdiff.samplers import ancestral, ddim, from_transformation, ipndm, renoise, whole_batch
+
+MODES = [sample, sample_scan]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return mixture(modes=3, dim=4, stds=0.3)
+
+
+@pytest.fixture(scope="module")
+def levels(problem):
+    return karras(problem.schedule, 6)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return sample_keys(0, 4)
+
+
+@pytest.fixture(scope="module")
+def x(problem, levels, keys):
+    return start(problem, keys, levels[0])
+
+
+# --- levels ---
+
+
+@pytest.mark.parametrize("levels", [[], [1.0, 0.0], [1.0, -1.0], [np.nan], [np.inf, 1.0]])
+def test_levels_must_be_positive_and_finite(problem, keys, levels):
+    with pytest.raises(ValueError, match="positive, finite"):
+        sample(problem, ddim(), jnp.array(levels, float), keys)
+
+
+def test_levels_must_be_a_vector(problem, keys, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="vector"):
+        sample(problem, ddim(), jnp.ones((2, 2)), keys)
+
+
+# --- where it starts and ends ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_starts_at_the_prior(mode, problem, levels, keys, x):
+    given, _ = sample(problem, ddim(), levels, keys, x=x)
+    np.testing.assert_allclose(mode(problem, ddim(), levels, keys)[0], given, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_finish_costs_what_it_evaluates(mode, problem, levels, keys, x):
+    clean, trace = mode(problem, ddim(), levels, keys, x=x)
+    noisy, shorter = mode(problem, ddim(), levels, keys, x=x, finish=identity)
+    np.testing.assert_allclose(clean, problem.denoise(noisy, levels[-1]), rtol=1e-9, atol=1e-9)
+    assert trace.nfe.tolist() == [6] * 4
+    assert shorter.nfe.tolist() == [5] * 4
+
+
+def test_one_level_is_one_denoising(problem, levels, keys, x):
+    clean, _ = sample(problem, ddim(), levels[:1], keys, x=x)
+    np.testing.assert_allclose(clean, problem.denoise(x, levels[0]), rtol=1e-10)
+
+
+# --- what it shows ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_observed_steps_are_the_trajectory(mode, problem, levels, keys, x):
+    _, trace = mode(problem, ddim(), levels, keys, x=x, observe=lambda step: step)
+    seen = trace.observed
+    assert seen.i.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(seen.sigma, levels[:-1])
+    np.testing.assert_array_equal(seen.sigma_next, levels[1:])
+    np.testing.assert_array_equal(trace.sigma, levels)
+    np.testing.assert_array_equal(seen.x[0], x)
+    np.testing.assert_array_equal(seen.x[1:], seen.x_next[:-1])
+    direction = (x - problem.denoise(x, levels[0])) / levels[0]
+    np.testing.assert_allclose(seen.eps[0], direction, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_of_no_steps_shows_none(mode, problem, levels, keys, x):
+    _, trace = mode(problem, ddim(), levels[:1], keys, x=x, observe=lambda step: step.x)
+    assert trace.observed.shape == (0, 4, 4)
+    assert trace.sigma.tolist() == [80.0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_samplers_are_told_how_many_steps_are_left(mode, problem, levels, keys):
+    """Counting the step itself: 5 on the first of five, 1 on the last."""
+
+    def update(eps, state, x=None, *, steps_left, **unused):
+        return jnp.full_like(x, 10.0) ** (steps_left - 1), state
+
+    counting = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    x = jnp.zeros((4, 4))
+    reached, _ = mode(problem, counting, levels, keys, x=x, finish=identity)
+    assert (reached == 11111).all()
+
+
+def test_a_true_value_of_on_step_ends_the_loop(problem, levels, keys, x):
+    shown = []
+
+    def on_step(step):
+        shown.append(int(step.i))
+        return step.i == 1
+
+    early, trace = sample(problem, ddim(), levels, keys, x=x, on_step=on_step)
+    assert shown == [0, 1]
+    assert trace.nfe.tolist() == [3] * 4
+    np.testing.assert_array_equal(trace.sigma, levels[:3])
+    np.testing.assert_allclose(early, sample(problem, ddim(), levels[:3], keys, x=x)[0], rtol=1e-10)
+
+
+# --- what it refuses ---
+
+
+def _broken_below(problem, level):
+    """A denoiser that is not a number below a level."""
+
+    def log_density(problem, x, sigma, cond):
+        return problem.log_density(x, sigma) * jnp.where(sigma < level, jnp.nan, 1.0)
+
+    return energy(problem, log_density)
+
+
+@pytest.mark.parametrize(
+    ("broken_from", "who"),
+    [(0, "step 0 from sigma = 80 "), (3, "step 3 from sigma = "), (5, "last denoising from sigma")],
+)
+def test_the_step_that_breaks_a_sample_is_named(problem, levels, keys, broken_from, who):
+    broken = _broken_below(problem, levels[broken_from] * 1.001)
+    with pytest.raises(FloatingPointError, match=who):
+        sample(broken, ddim(), levels, keys)
+
+
+def test_scan_mode_passes_broken_samples_on(problem, levels, keys, x):
+    broken = _broken_below(problem, levels[3] * 1.001)
+    assert jnp.isnan(sample_scan(broken, ddim(), levels, keys, x=x)[0]).all()
+
+
+# --- keys ---
+
+
+def test_keys_are_folded_from_the_global_index():
+    key = jax.random.key(7)
+    expected = [jax.random.key_data(jax.random.fold_in(key, i)) for i in range(2, 7)]
+    np.testing.assert_array_equal(jax.random.key_data(sample_keys(7, 5, start=2)), expected)
+
+
+def test_noise_differs_between_samples_steps_and_the_start(problem):
+    """Noise alone, read off steps that do nothing else, and the start's: no two agree."""
+    keys, levels = sample_keys(0, 3), jnp.ones(4)
+    from_zero = {"x": jnp.zeros((3, 4)), "finish": identity, "observe": lambda step: step.x_next}
+    still = optax.GradientTransformationExtraArgs(
+        optax.init_empty_state, lambda eps, state, x=None, **unused: (jnp.zeros_like(eps), state)
+    )
+    noisy = renoise(still, lambda sigma, sigma_next: 0.0 * sigma_next)
+    _, trace = sample(problem, noisy, levels, keys, **from_zero)
+    drawn = np.diff(np.concatenate([np.zeros((1, 3, 4)), trace.observed]), axis=0).ravel()
+    begun = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys).ravel()
+    assert len(np.unique(np.concatenate([drawn, begun]).round(9))) == 3 * 4 * 4
+
+
+# --- guidance and conditions ---
+
+
+def test_guided_digits_together_are_each_alone():
+    """Two passes over a doubled batch must still keep every sample with its own digit."""
+    problem, keys = digits(guidance=2.0), sample_keys(0, 8)
+    levels, cond = karras(problem.schedule, 4), problem.condition(keys)
+    x = start(problem, keys, levels[0], cond).astype(float)
+    together, trace = sample(problem, ipndm(), levels, keys, cond=cond, x=x)
+    assert together.dtype == jnp.float64
+    for i in range(8):
+        own = slice(i, i + 1)
+        alone, _ = sample(problem, ipndm(), levels, keys[own], cond=cond[own], x=x[own])
+        np.testing.assert_allclose(together[own], alone, rtol=0, atol=1e-6)
+    assert trace.nfe.tolist() == [4] * 8, "a guided evaluation is one evaluation"
+
+
+# --- clocks ---
+
+
+def stop_when_close(levels, tolerance):
+    """Follow the grid, each sample until its residual is small; it then waits at its level."""
+
+    def init(x):
+        return jnp.full(x.shape[0], levels[0]), jnp.zeros(x.shape[0], int)
+
+    def following(at, x, eps, i):
+        sigma = levels[at]
+        on = sigma * jnp.sqrt(jnp.mean(eps**2, axis=1)) > tolerance
+        return levels[jnp.minimum(at + 1, len(levels) - 1)], on, at + on
+
+    return Clock(init, following)
+
+
+STOPPING = {"memory": ipndm(3), "optax": from_transformation(optax.ema(0.5))}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_a_clock_stops_single_samples_in_both_modes(name, problem, keys, x):
+    levels = jnp.geomspace(80.0, 0.01, 9)
+    clock, sampler = stop_when_close(levels, 0.6), STOPPING[name]
+    host, scan = (
+        mode(
+            problem,
+            sampler,
+            levels,
+            keys,
+            x=x,
+            clock=clock,
+            finish=identity,
+            observe=lambda step: step.x_next,
+        )
+        for mode in MODES
+    )
+    for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(scan), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+    _, free = sample(problem, sampler, levels, keys, x=x, observe=lambda step: step.x_next)
+    stopped, trace = host
+    assert len(np.unique(trace.sigma[-1])) > 1, "samples stop at levels of their own"
+    for j, level in enumerate(trace.sigma[-1]):
+        last = int(jnp.argmin(jnp.abs(levels - level)))
+        assert last > 0
+        np.testing.assert_allclose(stopped[j], free.observed[last - 1, j], rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_for_the_whole_batch_cannot_wait(problem, keys, x, levels):
+    sampler = from_transformation(optax.scale_by_adam(), wrap=whole_batch)
+    with pytest.raises(ValueError, match=r"shape \(\) for all .* `per_sample`"):
+        sample(problem, sampler, levels, keys, x=x, clock=stop_when_close(levels, 1.0))
+
+
+# --- cost ---
+
+
+def test_steps_are_counted_by_the_evaluations_they_make():
+    def update(eps, state, x, *, sigma, eps_fn, **unused):
+        return sum(eps_fn(x, sigma) for _ in range(4)), state
+
+    five = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    assert evals_per_step(five) == 5
+    assert [levels_within(five, nfe) for nfe in (1, 5, 6, 10, 11)] == [1, 1, 2, 2, 3]
+
+
+def test_costs_are_counted_at_the_samples_own_shape():
+    """A transformation may need matrices, and none is evaluated for the count."""
+    assert evals_per_step(from_transformation(optax.contrib.scale_by_muon()), shape=(4, 4)) == 1
+
+
+def test_a_budget_below_one_evaluation_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        levels_within(ancestral(), 0)
