@@ -101,6 +101,8 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             problem,
             samples=samples,
             exact=exact,
+            x0=x0,
+            x0_exact=setting.exact,
             reference=setting.reference,
             sampler=sampler,
             levels=levels,
@@ -117,11 +119,8 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "seconds_metrics": measuring.wall,
     }
     keep = slice(config["keep"])
-    pictures = {
-        "samples": samples[keep],
-        "exact": exact[keep],
-        "reference": setting.reference[keep],
-    }
+    pictures = {"samples": samples, "exact": exact, "reference": setting.reference}
+    pictures = {name: shown[keep] for name, shown in pictures.items() if shown is not None}
     path = diagnostics.diagnose(trace.observed)._asdict() if len(levels) > 1 else {}
     return row, pictures | path
 

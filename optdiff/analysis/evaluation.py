@@ -23,14 +23,15 @@ class Setting(NamedTuple):
     """What the samplers of a comparison have in common: everything but the samples.
 
     `exact` is where each sample's own noise leads along the exact path, in the coordinates of x0;
-    `reference` are decoded good samples; `floor` holds the metrics of real samples against them.
+    `reference` are decoded good samples, None where no metric asks for them; `floor` holds the
+    metrics of real samples against them.
     """
 
     seed: int
     samples: int
     cond: Cond
     exact: Samples
-    reference: Samples
+    reference: Samples | None
     floor: dict[str, float]
 
 
@@ -70,7 +71,8 @@ def setting(
     exact = jnp.asarray(
         remember(lambda: _exact(problem, sigma, seed, samples, batch, solver)), float
     )
-    reference = problem.reference(_tagged(keys, "reference"), cond)
+    wanted = any("reference" in _asks(metric) for metric in metrics.values())
+    reference = problem.reference(_tagged(keys, "reference"), cond) if wanted else None
     floor = {}
     if hasattr(problem, "target"):
         real = problem.target(_tagged(keys, "floor"), cond)

@@ -9,6 +9,7 @@ tables are made by others out of these.
 from optdiff.metrics.energy_distance import energy_distance
 from optdiff.metrics.frechet import frechet, principal_features
 from optdiff.metrics.gaussian_w2 import gaussian_w2, gelbrich
+from optdiff.metrics.latent_error import latent_error
 from optdiff.metrics.mmd import mmd
 from optdiff.metrics.mode_weights import mode_weights
 from optdiff.metrics.prdc import prdc
@@ -20,6 +21,7 @@ __all__ = [
     "frechet",
     "gaussian_w2",
     "gelbrich",
+    "latent_error",
     "mmd",
     "mode_weights",
     "prdc",
