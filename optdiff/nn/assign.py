@@ -1,0 +1,172 @@
+"""From tensors on disk to a module and back: names, layouts, types, and what does not fit.
+
+This file owns the meeting of one module's parameters with named tensors. It knows no foreign name:
+those come from each network's `weights.py`. Files are `tensorfile.py`'s business, folders and whole
+pipelines are `checkpoint.py`'s.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from optdiff.nn.abstract import abstract
+from optdiff.nn.tensorfile import FLOATS, CheckpointError, Tensor
+
+Names = Mapping[str, tuple[str, str]]
+"""Our parameter's path, joined by dots -> (foreign tensor name, key of `LAYOUTS`)."""
+
+
+class Layout(NamedTuple):
+    """How a foreign tensor lies in memory: `ours = foreign[..., 0, 0].transpose(axes)`."""
+
+    axes: tuple[int, ...] | None
+    ones: tuple[int, ...] = ()
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The foreign shape of a parameter of ours."""
+        return ours if self.axes is None else (*(ours[i] for i in self._back()), *self.ones)
+
+    def ours(self, foreign: np.ndarray) -> np.ndarray:
+        """A foreign tensor as a view that lies as ours do."""
+        if self.axes is None:
+            return foreign
+        return foreign.reshape(foreign.shape[: len(self.axes)]).transpose(self.axes)
+
+    def foreign(self, ours: np.ndarray) -> np.ndarray:
+        """A parameter of ours as a view that lies as theirs do."""
+        return (
+            ours
+            if self.axes is None
+            else ours.transpose(self._back()).reshape(self.shape(ours.shape))
+        )
+
+    def _back(self) -> list[int]:
+        return [self.axes.index(i) for i in range(len(self.axes))]
+
+
+LAYOUTS = {
+    "conv": Layout((2, 3, 1, 0)),  # OIHW -> HWIO
+    "linear": Layout((1, 0)),  # (out, in) -> (in, out)
+    "conv1x1": Layout((1, 0), (1, 1)),  # (out, in, 1, 1) -> (in, out)
+    "same": Layout(None),
+}
+
+
+class Family(NamedTuple):
+    """One kind of network: how it is built, and what it is called in files.
+
+    Attributes:
+      library: whose class it is a counterpart of, `diffusers` or `transformers`.
+      config: parses `config.json`; a ValueError names what it cannot honour.
+      build: (config, dtype, rngs) -> a module that stores and computes in `dtype`, with the config
+        as its `config`.
+      names: the table of a config's parameters.
+      canonical: any published spelling of a tensor's name -> the one in `names`; None to ignore it.
+    """
+
+    library: str
+    config: Callable[[Mapping[str, Any]], Any]
+    build: Callable[[Any, Any, nnx.Rngs], nnx.Module]
+    names: Callable[[Any], Names]
+    canonical: Callable[[str], str | None]
+
+
+class Draft(NamedTuple):
+    """A module that is all shapes yet, the tensor on disk for each parameter, and what is wrong."""
+
+    graphdef: Any
+    leaves: list[tuple[Any, nnx.Variable]]
+    sources: list[tuple[Tensor, Layout] | None]
+    problems: list[str]
+
+
+def draft(
+    family: Family, config: Any, names: Names, tensors: Mapping[str, Tensor], dtype: Any
+) -> Draft:
+    """Match a module's parameters with tensors by name, shape and kind; no tensor is read.
+
+    Args:
+      family: what to build.
+      config: its geometry.
+      names: its parameters' names in this file.
+      tensors: by foreign name, in any spelling that the family knows.
+      dtype: what the parameters are to be stored in.
+
+    Returns:
+      The draft. Its `problems` are told together by `check`, so that one error names everything
+      that is wrong with a checkpoint.
+    """
+    shapes = abstract(lambda rngs: family.build(config, dtype, rngs))
+    graphdef, state = nnx.split(shapes)
+    leaves = nnx.to_flat_state(state)
+    problems: list[str] = []
+    found: dict[str, Tensor] = {}
+    due = {name for name, _ in names.values()}
+    for spelling, tensor in tensors.items():
+        name = family.canonical(spelling)
+        if name in found:
+            problems.append(f"twice: {found[name].name} and {spelling} are both {name}")
+        elif name in due:
+            found[name] = tensor
+        elif name is not None:
+            problems.append(f"unexpected: {spelling} {tensor.shape} in {tensor.path.name}")
+    sources = []
+    for path, leaf in leaves:
+        name, layout = names[".".join(map(str, path))]
+        expected = LAYOUTS[layout].shape(leaf.get_value().shape)
+        problem = _misfit(name, found.get(name), expected)
+        problems += problem
+        sources.append(None if problem else (found[name], LAYOUTS[layout]))
+    return Draft(graphdef, list(leaves), sources, problems)
+
+
+def _misfit(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> list[str]:
+    if tensor is None:
+        return [f"missing: {name} {expected}"]
+    if tensor.shape != expected:
+        return [f"mis-shaped: {tensor.name} is {tensor.shape}, expected {expected}"]
+    if tensor.dtype not in FLOATS:
+        return [f"mistyped: {tensor.name} is {tensor.dtype}, expected {', '.join(sorted(FLOATS))}"]
+    return []
+
+
+def check(drafts: Mapping[str, Draft]) -> None:
+    """Raise everything that is wrong with the drafts, by name, in one error.
+
+    Raises:
+      CheckpointError: listing every missing, unexpected, mis-shaped and mistyped tensor.
+    """
+    told = [
+        f"{where} does not match its config.json:\n  " + "\n  ".join(sorted(d.problems))
+        for where, d in drafts.items()
+        if d.problems
+    ]
+    if told:
+        raise CheckpointError("\n".join(told))
+
+
+def fill(draft: Draft) -> nnx.Module:
+    """Read the tensors of a checked draft into its module, one at a time.
+
+    Each is dropped before the next is read: the peak in memory is the module and one tensor.
+    """
+    filled = []
+    for (path, leaf), (tensor, layout) in zip(draft.leaves, draft.sources, strict=True):
+        # A strided view goes in as it is: the device's own copy is faster than numpy's.
+        array = layout.ours(tensor.read()).astype(leaf.get_value().dtype, copy=False)
+        value = jax.device_put(array).block_until_ready()
+        filled.append((path, leaf.replace(value)))
+    return nnx.merge(draft.graphdef, nnx.from_flat_state(filled))
+
+
+def foreign_arrays(names: Names, module: nnx.Module) -> dict[str, np.ndarray]:
+    """A module's parameters by foreign name, in foreign layout, on the host."""
+    leaves: Iterable[Any] = nnx.to_flat_state(nnx.state(module))
+    arrays = {}
+    for path, leaf in leaves:
+        name, layout = names[".".join(map(str, path))]
+        arrays[name] = LAYOUTS[layout].foreign(np.asarray(leaf.get_value()))
+    return arrays
