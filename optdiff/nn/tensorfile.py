@@ -6,8 +6,12 @@ tensor has in memory and which module it belongs to is left to `checkpoint.py`.
 """
 
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +65,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
     Returns:
       The tensors by name.
 
-    Errors:
+    Raises:
       CheckpointError: the file is missing, malformed, truncated, or a pickle.
     """
     if path.suffix in PICKLES:
@@ -98,7 +102,7 @@ def open_folder(folder: Path, stem: str, variant: str | None = None) -> dict[str
     Returns:
       The tensors by name.
 
-    Errors:
+    Raises:
       CheckpointError: no such weights, an ambiguous folder, a malformed file.
     """
     word = f".{variant}" if variant else ""
@@ -209,7 +213,7 @@ def _split(tensors: Mapping[str, np.ndarray], max_bytes: int) -> Iterator[list[s
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Errors:
+    Raises:
       CheckpointError: the file is missing, is not JSON, or holds something other than an object.
     """
     try:
@@ -226,3 +230,28 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object as people read it: indented, keys in order."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def appearing(path: str | Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `path` when all is written, or vanishes.
+
+    Raises:
+      FileExistsError: something is at `path` already; an empty folder does not count.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists; save elsewhere, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is a rename on one file system.
+    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        (whole := workshop / path.name).mkdir()
+        yield whole
+        for file in whole.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        whole.rename(path)
+    finally:
+        shutil.rmtree(workshop)

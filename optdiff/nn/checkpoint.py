@@ -1,0 +1,295 @@
+"""Checkpoints: folders in the layout of diffusers and transformers, into modules and out of them.
+
+This file owns what a folder holds: which class is which family, the pipeline's index, and that a
+save is all there or not there. Names, shapes and types are matched in `assign.py`, files read in
+`tensorfile.py`, fetched by `hub.py`; the original single-file layout is in `single_file.py`. How a
+pipeline's parts work together, and what its scheduler's config means, is left to others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from optdiff.nn import single_file
+from optdiff.nn.assign import Family, check, draft, fill, foreign_arrays
+from optdiff.nn.clip.tokenizer import load_tokenizer
+from optdiff.nn.families import FAMILIES, class_name_of
+from optdiff.nn.hub import locate, weight_files
+from optdiff.nn.tensorfile import (
+    CheckpointError,
+    appearing,
+    open_file,
+    open_folder,
+    read_json,
+    write_folder,
+    write_json,
+)
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+MODULES = ("unet", "vae", *TEXT_ENCODERS)
+_EMPTY = [None, None]  # in model_index.json, a place without a part
+# Parts of a published pipeline that take no part in making an image.
+_BYSTANDERS = ("safety_checker", "feature_extractor")
+_DESCRIPTIONS = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/config.json" for part in MODULES),
+    *(f"{part}/*" for part in TOKENIZERS),
+]
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+SHARD_BYTES = 10 * 10**9
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The parts of a Stable Diffusion checkpoint, all weights of one type.
+
+    Attributes:
+      unet: predicts what the scheduler's `prediction_type` says.
+      vae: between images and latents.
+      text_encoders: one (SD 1.x, 2.x) or two (SDXL); None where a checkpoint leaves the place
+        empty, as the SDXL refiner does with its first.
+      tokenizers: of `transformers`, beside their text encoders.
+      scheduler: the parsed `scheduler_config.json`, as it stands.
+      settings: what else `model_index.json` says, such as `_class_name` and
+        `force_zeros_for_empty_prompt`.
+    """
+
+    unet: nnx.Module
+    vae: nnx.Module
+    text_encoders: tuple[nnx.Module | None, ...]
+    tokenizers: tuple[Any, ...]
+    scheduler: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(
+        default_factory=lambda: {"_class_name": "StableDiffusionPipeline"}
+    )
+
+
+def load(
+    path_or_repo: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    like: str | Path | None = None,
+    revision: str | None = None,
+) -> Pipeline:
+    """Load a whole Stable Diffusion checkpoint.
+
+    Every part comes in one type, whatever types the files have. Tensors are read one at a time into
+    modules that were never initialized, so the peak in memory is little more than the weights.
+
+    Args:
+      path_or_repo: a folder in the diffusers layout, a hub repository `owner/name` that holds one,
+        or a single `.safetensors` file in the original SD 1.x layout.
+      dtype: what all parameters are stored in.
+      variant: the word in the weight files' names, such as `fp16`.
+      like: with a single file, the folder or repository that describes the same geometry: its
+        configs, tokenizer and scheduler are used and its weights are not.
+      revision: branch, tag or commit of the hub repository.
+
+    Returns:
+      The pipeline.
+
+    Raises:
+      CheckpointError: one error for all tensors of all parts that are missing, unexpected,
+        mis-shaped or mistyped; and for anything in the files that cannot be trusted or understood.
+
+    >>> pipeline = load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=jnp.bfloat16)
+    """
+    weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
+    needed = _DESCRIPTIONS + [f"{part}/{name}" for part in MODULES for name in weights]
+    root = locate(path_or_repo, needed, revision)
+    original = None
+    if root.is_file():
+        original, root = single_file.parts(open_file(root)), _described(root, like)
+    elif like is not None:
+        raise CheckpointError(f"{root}: a folder describes itself; like= goes with a single file")
+    classes, settings = _read_index(root)
+    scheduler = read_json(root / "scheduler" / "scheduler_config.json")
+    tokenizers = {part: _tokenizer(root / part) for part in TOKENIZERS if classes.get(part)}
+    drafts = {}
+    for part in MODULES:
+        if not classes.get(part):
+            continue
+        family, config = _family(root / part, classes[part])
+        if original is None:
+            names = family.names(config)
+            tensors = open_folder(root / part, STEMS[family.library], variant)
+        else:
+            names = single_file.names(part, family, config)
+            tensors = original[part]
+        drafts[part] = draft(family, config, names, tensors, _float(dtype))
+    check(drafts)
+    modules = {part: fill(drafts.pop(part)) for part in list(drafts)}
+    return Pipeline(
+        unet=modules["unet"],
+        vae=modules["vae"],
+        text_encoders=tuple(modules.get(part) for part in TEXT_ENCODERS if part in classes),
+        tokenizers=tuple(tokenizers.get(part) for part in TOKENIZERS if part in classes),
+        scheduler=scheduler,
+        settings=settings,
+    )
+
+
+def load_module(
+    path_or_repo: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> nnx.Module:
+    """Load one network from its own folder, such as a UNet, an autoencoder or a whole CLIP.
+
+    Args:
+      path_or_repo: the folder that holds `config.json` and the weights, or a hub repository.
+      dtype: what all parameters are stored in.
+      variant: the word in the weight files' names, such as `fp16`.
+      revision: branch, tag or commit of the hub repository.
+
+    Returns:
+      The module; its geometry is its `config`.
+
+    Raises:
+      CheckpointError: as for `load`.
+
+    >>> vae = load_module("stabilityai/sd-vae-ft-mse")
+    """
+    weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
+    root = locate(path_or_repo, ["config.json", *weights], revision)
+    family, config = _family(root)
+    tensors = open_folder(root, STEMS[family.library], variant)
+    drafted = draft(family, config, family.names(config), tensors, _float(dtype))
+    check({str(root): drafted})
+    return fill(drafted)
+
+
+def save(path: str | Path, pipeline: Pipeline, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a pipeline as a folder that diffusers, transformers and `load` read.
+
+    The folder appears under its name when all of it is on disk, and not before.
+
+    Args:
+      path: the folder to make; nothing may be there yet.
+      pipeline: what to write.
+      shard_bytes: weights larger than this are split into several files with an index.
+
+    Raises:
+      FileExistsError: something is at `path` already.
+
+    >>> save("out", load("in"))
+    """
+    index = dict(pipeline.settings)
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False  # there is none to save
+    with appearing(path) as root:
+        modules = dict(zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False))
+        for part, module in {"unet": pipeline.unet, "vae": pipeline.vae, **modules}.items():
+            index[part] = _save_module(root / part, module, shard_bytes) if module else _EMPTY
+        for part, tokenizer in zip(TOKENIZERS, pipeline.tokenizers, strict=False):
+            index[part] = _save_tokenizer(root / part, tokenizer) if tokenizer else _EMPTY
+        (root / "scheduler").mkdir()
+        write_json(root / "scheduler" / "scheduler_config.json", dict(pipeline.scheduler))
+        index["scheduler"] = ["diffusers", pipeline.scheduler["_class_name"]]
+        write_json(root / "model_index.json", index)
+
+
+def save_module(path: str | Path, module: nnx.Module, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write one network as a folder that diffusers or transformers, and `load_module`, read.
+
+    Args:
+      path: the folder to make; nothing may be there yet.
+      module: a network with its geometry as its `config`.
+      shard_bytes: weights larger than this are split into several files with an index.
+
+    Raises:
+      FileExistsError: something is at `path` already.
+    """
+    with appearing(path) as root:
+        _save_module(root, module, shard_bytes)
+
+
+def _float(dtype: Any) -> Any:
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise ValueError(f"dtype={dtype}: weights are kept in a type of floating-point numbers")
+    return jnp.dtype(dtype)
+
+
+def _read_index(root: Path) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """The class of each part in `model_index.json`, None for an empty place, and the rest of it."""
+    path = root / "model_index.json"
+    index = read_json(path)
+    known = {*MODULES, *TOKENIZERS, "scheduler", *_BYSTANDERS}
+    parts = {k: v for k, v in index.items() if isinstance(v, list) or k in known}
+    problems = [
+        f"{part} = {entry!r} is no part of a pipeline here"
+        for part, entry in parts.items()
+        if entry != _EMPTY and not (part in known and _names_a_class(entry))
+    ]
+    needed = ("unet", "vae", "scheduler")
+    problems += [f"{part} is missing" for part in needed if parts.get(part, _EMPTY) == _EMPTY]
+    if problems:
+        raise CheckpointError(f"{path}: " + "; ".join(problems))
+    return {k: v[1] for k, v in parts.items()}, {k: v for k, v in index.items() if k not in parts}
+
+
+def _names_a_class(entry: Any) -> bool:
+    return isinstance(entry, list) and [type(word) for word in entry] == [str, str]
+
+
+def _family(folder: Path, class_name: str | None = None) -> tuple[Family, Any]:
+    """Which network a folder describes, and its geometry."""
+    path = folder / "config.json"
+    described = read_json(path)
+    class_name = class_name or class_name_of(described)
+    if class_name not in FAMILIES:
+        raise CheckpointError(
+            f"{path}: {class_name} is not a network that can be loaded; "
+            f"those are {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[class_name]
+    if family.library == "transformers":
+        described["architectures"] = [class_name]  # the index knows better than an old file
+    try:
+        return family, family.config(described)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _described(file: Path, like: str | Path | None) -> Path:
+    """The folder that says what the tensors of a single file mean."""
+    if like is None:
+        raise CheckpointError(
+            f"{file}: a single file holds neither configs nor tokenizer; pass like=FOLDER, a "
+            "diffusers folder or hub repository of the same geometry, whose weights are not read "
+            "(for SD 1.x like='stable-diffusion-v1-5/stable-diffusion-v1-5')"
+        )
+    return locate(like, _DESCRIPTIONS)
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _save_tokenizer(folder: Path, tokenizer: Any) -> list[str]:
+    tokenizer.save_pretrained(folder)
+    # tokenizer.json alone is enough for transformers 5; earlier ones want the two old files.
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    return ["transformers", "CLIPTokenizer"]
+
+
+def _save_module(folder: Path, module: nnx.Module, shard_bytes: int) -> list[str]:
+    described = module.config.to_dict()
+    family = FAMILIES[class_name_of(described)]
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", described)
+    arrays = foreign_arrays(family.names(module.config), module)
+    write_folder(folder, STEMS[family.library], arrays, shard_bytes)
+    return [family.library, class_name_of(described)]
