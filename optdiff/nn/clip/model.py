@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.transformer import Layer, LayerNorm
-from optdiff.nn.layers import Dtype
+from optdiff.nn.layers import Dtype, Rngs
 
 # Files before transformers 4.31 gave this id, which no sequence ends with.
 LEGACY_EOS = 2
@@ -71,17 +71,19 @@ class TextEncoder(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         width, factor = config.hidden_size, config.initializer_factor
         normal = nnx.initializers.normal
         self.config, self.dtype = config, dtype
         self.token_embedding = nnx.Param(
-            normal(0.02 * factor)(rngs(), (config.vocab_size, width), param_dtype)
+            normal(0.02 * factor)(rngs.params(), (config.vocab_size, width), param_dtype)
         )
         self.position_embedding = nnx.Param(
-            normal(0.02 * factor)(rngs(), (config.max_position_embeddings, width), param_dtype)
+            normal(0.02 * factor)(
+                rngs.params(), (config.max_position_embeddings, width), param_dtype
+            )
         )
         self.layers = nnx.List(Layer(config, **types) for _ in range(config.num_hidden_layers))
         self.final_norm = LayerNorm(width, eps=config.layer_norm_eps, param_dtype=param_dtype)
@@ -143,7 +145,7 @@ class VisionEncoder(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm: dict[str, Any] = {"eps": config.layer_norm_eps, "param_dtype": param_dtype}
@@ -151,14 +153,14 @@ class VisionEncoder(nnx.Module):
         spread = nnx.initializers.normal(config.initializer_range * factor)
         self.config, self.dtype = config, dtype
         self.class_embedding = nnx.Param(
-            nnx.initializers.normal(width**-0.5 * factor)(rngs(), (width,), param_dtype)
+            nnx.initializers.normal(width**-0.5 * factor)(rngs.params(), (width,), param_dtype)
         )
         self.patch_embedding = nnx.Conv(
             config.num_channels, width, (patch, patch), strides=(patch, patch),
             padding="VALID", use_bias=False, kernel_init=spread, **types,
         )  # fmt: skip
         tokens = (config.image_size // patch) ** 2 + 1
-        self.position_embedding = nnx.Param(spread(rngs(), (tokens, width), param_dtype))
+        self.position_embedding = nnx.Param(spread(rngs.params(), (tokens, width), param_dtype))
         self.pre_norm = LayerNorm(width, **norm)
         self.layers = nnx.List(Layer(config, **types) for _ in range(config.num_hidden_layers))
         self.post_norm = LayerNorm(width, **norm)
@@ -215,7 +217,7 @@ class CLIP(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config

@@ -19,6 +19,7 @@ from optdiff.nn.layers import (
     Dtype,
     GroupNorm,
     ResnetBlock,
+    Rngs,
     Upsample,
     conv,
 )
@@ -42,9 +43,9 @@ class Posterior(NamedTuple):
     def sample(self, keys: Keys) -> Float[Array, "b h w c"]:
         """`mean + std * n`, n ~ N(0, I) from one key per sample, so a batch changes no sample.
 
-        >>> p = Posterior(jnp.zeros((2, 4, 4, 4)), jnp.ones((2, 4, 4, 4)))
-        >>> p.sample(jax.random.split(jax.random.key(0), 2)).shape
-        (2, 4, 4, 4)
+        >>> certain = Posterior(jnp.ones((2, 1, 1, 4)), jnp.zeros((2, 1, 1, 4)))
+        >>> float(certain.sample(jax.random.split(jax.random.key(0), 2)).sum())
+        8.0
         """
         shape, dtype = self.mean.shape[1:], self.mean.dtype
         noise = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
@@ -55,7 +56,7 @@ class PixelAttention(nnx.Module):
     """Self-attention over pixels with one head as wide as the features, and a residual."""
 
     def __init__(
-        self, channels: int, *, groups: int, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
+        self, channels: int, *, groups: int, dtype: Dtype | None, param_dtype: Dtype, rngs: Rngs
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = GroupNorm(channels, groups=groups, eps=EPS, param_dtype=param_dtype)
@@ -86,7 +87,7 @@ class Stage(nnx.Module):
         config: VAEConfig,
         dtype: Dtype | None,
         param_dtype: Dtype,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         common: dict[str, Any] = {
             "groups": config.norm_num_groups,
@@ -114,9 +115,7 @@ class Stage(nnx.Module):
 class Encoder(nnx.Module):
     """Images to features at `2^(levels - 1)` times fewer pixels a side, twice the latents wide."""
 
-    def __init__(
-        self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: Rngs):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths, depth = config.block_out_channels, config.layers_per_block
         last = widths[-1]
@@ -151,9 +150,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to images: the encoder's mirror, one residual block more at every width."""
 
-    def __init__(
-        self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: Rngs):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths, depth = config.block_out_channels[::-1], config.layers_per_block + 1
         self.conv_in = conv(config.latent_channels, widths[0], 3, **types)
@@ -209,7 +206,7 @@ class VAE(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         wide, narrow = 2 * config.latent_channels, config.latent_channels
