@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.transformer import Layer, LayerNorm
-from optdiff.nn.layers import Dtype, Rngs
+from optdiff.nn.layers import Dtype
 
 # Files before transformers 4.31 gave this id, which no sequence ends with.
 LEGACY_EOS = 2
@@ -71,7 +71,7 @@ class TextEncoder(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         width, factor = config.hidden_size, config.initializer_factor
@@ -145,7 +145,7 @@ class VisionEncoder(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm: dict[str, Any] = {"eps": config.layer_norm_eps, "param_dtype": param_dtype}
@@ -217,7 +217,7 @@ class CLIP(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from optdiff.nn.attention import attention
 from optdiff.nn.clip.config import CLIPTextConfig, CLIPVisionConfig
-from optdiff.nn.layers import Dtype, Rngs
+from optdiff.nn.layers import Dtype
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -49,7 +49,7 @@ class Layer(nnx.Module):
         *,
         dtype: Dtype | None,
         param_dtype: Dtype,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
         width, inner, factor = (
             config.hidden_size,

@@ -9,6 +9,7 @@ import re
 
 from flax import nnx
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.model import CLIP, TextEncoder, VisionEncoder
 
@@ -46,7 +47,7 @@ def names(config: CLIPTextConfig | CLIPVisionConfig | CLIPConfig) -> Names:
     >>> names(CLIPTextConfig())["layers.0.q.kernel"]
     ('text_model.encoder.layers.0.self_attn.q_proj.weight', 'linear')
     """
-    model = nnx.eval_shape(lambda: _BUILD[type(config)](config, rngs=nnx.Rngs(0)))
+    model = abstract(lambda rngs: _BUILD[type(config)](config, rngs=rngs))
     table = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         ours = ".".join(map(str, path))

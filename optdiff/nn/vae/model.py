@@ -19,7 +19,6 @@ from optdiff.nn.layers import (
     Dtype,
     GroupNorm,
     ResnetBlock,
-    Rngs,
     Upsample,
     conv,
 )
@@ -56,7 +55,7 @@ class PixelAttention(nnx.Module):
     """Self-attention over pixels with one head as wide as the features, and a residual."""
 
     def __init__(
-        self, channels: int, *, groups: int, dtype: Dtype | None, param_dtype: Dtype, rngs: Rngs
+        self, channels: int, *, groups: int, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = GroupNorm(channels, groups=groups, eps=EPS, param_dtype=param_dtype)
@@ -87,7 +86,7 @@ class Stage(nnx.Module):
         config: VAEConfig,
         dtype: Dtype | None,
         param_dtype: Dtype,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
         common: dict[str, Any] = {
             "groups": config.norm_num_groups,
@@ -115,7 +114,9 @@ class Stage(nnx.Module):
 class Encoder(nnx.Module):
     """Images to features at `2^(levels - 1)` times fewer pixels a side, twice the latents wide."""
 
-    def __init__(self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: Rngs):
+    def __init__(
+        self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
+    ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths, depth = config.block_out_channels, config.layers_per_block
         last = widths[-1]
@@ -150,7 +151,9 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to images: the encoder's mirror, one residual block more at every width."""
 
-    def __init__(self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: Rngs):
+    def __init__(
+        self, config: VAEConfig, *, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
+    ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths, depth = config.block_out_channels[::-1], config.layers_per_block + 1
         self.conv_in = conv(config.latent_channels, widths[0], 3, **types)
@@ -206,7 +209,7 @@ class VAE(nnx.Module):
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         wide, narrow = 2 * config.latent_channels, config.latent_channels

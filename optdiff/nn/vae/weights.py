@@ -7,6 +7,7 @@ import re
 
 from flax import nnx
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.vae.config import VAEConfig
 from optdiff.nn.vae.model import VAE
 
@@ -91,7 +92,7 @@ def canonical(name: str) -> str | None:
 
 
 def _layouts(config: VAEConfig) -> dict[str, str]:
-    model = nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    model = abstract(lambda rngs: VAE(config, rngs=rngs))
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     layout = {4: "conv", 2: "linear", 1: "same"}
     return {".".join(map(str, path)): layout[leaf.get_value().ndim] for path, leaf in params}

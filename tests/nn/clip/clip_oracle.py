@@ -7,6 +7,7 @@ import torch
 import transformers
 from flax import nnx
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.model import CLIP, TextEncoder, VisionEncoder
 from optdiff.nn.clip.weights import Names, names
@@ -81,7 +82,7 @@ def pair(kind: type, fields: dict, seed: int = 0) -> tuple[torch.nn.Module, nnx.
     theirs = redraw(kind(config), seed)
     our_config, build = OURS[kind]
     ours_config = our_config.from_dict(config.to_dict() | {"architectures": [kind.__name__]})
-    ours = nnx.eval_shape(lambda: build(ours_config, rngs=nnx.Rngs(0)))
+    ours = abstract(lambda rngs: build(ours_config, rngs=rngs))
     weights = arrays(published(theirs.state_dict(), kind), names(ours_config))
     state = nnx.to_flat_state(nnx.state(ours, nnx.Param))
     for path, leaf in state:

@@ -9,6 +9,7 @@ import transformers
 from clip_oracle import OURS, TEXT, VISION, images, nchw, pair, relative, sentences
 from flax import nnx
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.model import CLIP, TextEncoder, VisionEncoder
 from optdiff.nn.clip.transformer import LayerNorm
@@ -90,10 +91,10 @@ def test_an_id_outside_the_vocabulary_is_nan_not_a_neighbour():
 
 
 def test_too_many_tokens_and_images_of_another_size_are_refused():
-    text = nnx.eval_shape(lambda: TextEncoder(CLIPTextConfig(**TEXT), rngs=nnx.Rngs(0)))
+    text = abstract(lambda rngs: TextEncoder(CLIPTextConfig(**TEXT), rngs=rngs))
     with pytest.raises(ValueError, match="12 tokens, but this text encoder has 11"):
         text(jnp.zeros((1, 12), jnp.int32))
-    vision = nnx.eval_shape(lambda: VisionEncoder(CLIPVisionConfig(**VISION), rngs=nnx.Rngs(0)))
+    vision = abstract(lambda rngs: VisionEncoder(CLIPVisionConfig(**VISION), rngs=rngs))
     with pytest.raises(ValueError, match=r"images of 16x16.*14x14"):
         vision(jnp.zeros((1, 16, 16, 3)))
 
@@ -194,7 +195,7 @@ def test_bfloat16_stays_near_float32_and_says_so():
 
 def test_lowers_for_tpu_and_cuda():
     config = CLIPConfig.from_dict(JOINT)
-    model = nnx.eval_shape(lambda: CLIP(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    model = abstract(lambda rngs: CLIP(config, param_dtype=jnp.bfloat16, rngs=rngs))
     graph, state = nnx.split(model)
     forward = jax.jit(lambda state, *inputs: nnx.merge(graph, state)(*inputs))
     ids = jax.ShapeDtypeStruct((3, 11), jnp.int32)
@@ -232,7 +233,7 @@ VIT_L = {
     ids=["CLIP-L text", "bigG text", "CLIP-L vision"],
 )
 def test_parameter_counts_at_full_size(kind, config, count):
-    model = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+    model = abstract(lambda rngs: kind(config, rngs=rngs))
     assert sum(np.prod(x.shape) for x in jax.tree.leaves(nnx.state(model))) == count
 
 

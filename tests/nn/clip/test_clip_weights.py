@@ -7,6 +7,7 @@ from clip_oracle import OURS, TEXT, VISION, published
 from flax import nnx
 from safetensors.torch import save_file
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.clip.weights import canonical, names, vision_canonical
 
 FIELDS = {
@@ -22,7 +23,7 @@ def table_of(kind):
     """The config and our module's abstract parameters beside the table of names."""
     config_class, build = OURS[kind]
     config = config_class.from_dict({"architectures": [kind.__name__], **FIELDS[kind]})
-    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    module = abstract(lambda rngs: build(config, rngs=rngs))
     return names(config), nnx.to_flat_state(nnx.state(module))
 
 

@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 from vae_oracle import SD, TINY, images, nchw, pair, relative
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.vae.config import VAEConfig
 from optdiff.nn.vae.model import VAE, PixelAttention, Posterior
 
@@ -114,7 +115,7 @@ def test_posterior_samples_have_its_moments_and_do_not_depend_on_the_batch():
 
 
 def test_parameter_counts_at_full_size():
-    vae = nnx.eval_shape(lambda: VAE(VAEConfig(**SD), rngs=nnx.Rngs(0)))
+    vae = abstract(lambda rngs: VAE(VAEConfig(**SD), rngs=rngs))
     count = lambda module: sum(np.prod(x.shape) for x in jax.tree.leaves(nnx.state(module)))  # noqa: E731
     assert count(vae) == 83_653_863
     assert count(vae.decoder) == 49_490_179
@@ -156,7 +157,7 @@ def test_float16_weights_compute_in_float32_only_under_force_upcast(upcast):
 
 
 def test_lowers_for_tpu_and_cuda():
-    vae = nnx.eval_shape(lambda: VAE(VAEConfig(**TINY), param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    vae = abstract(lambda rngs: VAE(VAEConfig(**TINY), param_dtype=jnp.bfloat16, rngs=rngs))
     graph, state = nnx.split(vae)
 
     def round_trip(state, x, keys):

@@ -7,6 +7,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from flax import nnx
 from vae_oracle import SD, TINY, arrays
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.vae.config import VAEConfig
 from optdiff.nn.vae.model import VAE
 from optdiff.nn.vae.weights import canonical, names, original_names
@@ -34,9 +35,7 @@ def test_names_and_layouts_are_those_of_the_torch_module(fields):
         theirs = AutoencoderKL(**fields).state_dict()
     config = VAEConfig(**fields)
     table = names(config)
-    ours = nnx.to_flat_state(
-        nnx.state(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))), nnx.Param)
-    )
+    ours = nnx.to_flat_state(nnx.state(abstract(lambda rngs: VAE(config, rngs=rngs)), nnx.Param))
     assert sorted(name for name, _ in table.values()) == sorted(theirs)
     turn = {"conv": (2, 3, 1, 0), "linear": (1, 0), "same": (0,)}
     for path, leaf in ours:

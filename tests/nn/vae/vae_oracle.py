@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from flax import nnx
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.vae.model import VAE, VAEConfig
 from optdiff.nn.vae.weights import Names, names
 
@@ -54,7 +55,7 @@ def arrays(state: dict[str, torch.Tensor], table: Names) -> dict[str, np.ndarray
 def pair(fields: dict, seed: int = 0) -> tuple[AutoencoderKL, VAE]:
     """PyTorch in float64 and ours in float32 with the same weights, each drawn in float32."""
     theirs = redraw(AutoencoderKL(**fields), seed)
-    ours = nnx.eval_shape(lambda: VAE(VAEConfig(**fields), rngs=nnx.Rngs(0)))
+    ours = abstract(lambda rngs: VAE(VAEConfig(**fields), rngs=rngs))
     weights = arrays(theirs.state_dict(), names(ours.config))
     state = nnx.to_flat_state(nnx.state(ours, nnx.Param))
     for path, leaf in state:
