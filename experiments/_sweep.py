@@ -1,4 +1,4 @@
-"""The Hydra side of a sweep: start it, name what is mistyped, show progress, and end with a report.
+"""The Hydra side of a sweep: start it, name what is mistyped, show progress, end with the report.
 
 `run(main)` wraps a `hydra.main` function. Jobs tell how they went by what they return (`ok`,
 `skipped` or `failed`), from whatever process they run in.
@@ -23,8 +23,9 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
 
 RUN = "OPTDIFF_RUN"  # names the output folder of this sweep, in this process and its workers
@@ -35,9 +36,11 @@ class ConfigError(SystemExit):
 
 
 def run(main: Callable[[], Any]) -> int:
-    """Run a `hydra.main` function and return the exit code: 0 only if every job is well."""
+    """Run a `hydra.main` function, report what a sweep found, and return the exit code: 0 only if
+    every job is well, whatever else came between."""
     os.environ[RUN] = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:6]}"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be explained
+    code = 0
     try:
         main()
     except ConfigError as error:
@@ -46,8 +49,20 @@ def run(main: Callable[[], Any]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(explain(error), file=sys.stderr)
         return 2
-    done = _progress_file()
-    return int(done.exists() and b"f" in done.read_bytes())
+    except KeyboardInterrupt:
+        print("interrupted; the same command takes up where it stopped", file=sys.stderr)
+        code = 130
+    except TerminatedWorkerError as error:
+        print(f"{error}\nthe same command takes up the jobs that were lost", file=sys.stderr)
+        code = 1
+    ended = [line.split(" ", 1) for line in _read(_progress_file()).splitlines()]
+    if _watchers:
+        from optdiff.report import report
+
+        _watchers.pop().stop()
+        for study in dict.fromkeys(study for _, study in ended):
+            print(report(Path("results") / study))
+    return code or int(any(outcome not in ("ok", "skipped") for outcome, _ in ended))
 
 
 def explain(error: Exception) -> str:
@@ -57,6 +72,8 @@ def explain(error: Exception) -> str:
         group, _, choice = wanted.rpartition("/")
         return f"{group or 'config'} has no {choice!r}{_closest(choice, error.options)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} must be given: {cause.full_key}=..."
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if key != "hydra"]
         return f"there is no {cause.full_key!r}{_closest(str(cause.key), known)}"
@@ -94,7 +111,7 @@ def build(config: Any) -> Any:
     return instantiate(config, _convert_="all")
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def build_once(config: str) -> Any:
     """Instantiate JSON, and return the same object for the same text: jobs share their problem."""
     return build(json.loads(config))
@@ -103,17 +120,17 @@ def build_once(config: str) -> Any:
 def label(group: str) -> str:
     """The choice of a config group with the parameters that this job overrides, for tables."""
     hydra = HydraConfig.get()
-    given = [override.lstrip("+").split("=", 1) for override in hydra.overrides.task]
+    given = [override.lstrip("+").partition("=") for override in hydra.overrides.task]
     settings = [
         value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}"
-        for key, value in given
+        for key, _, value in given
         if key.startswith(f"{group}.")
     ]
     return hydra.runtime.choices[group] + (f"({', '.join(settings)})" if settings else "")
 
 
 class Progress(Callback):
-    """A bar over the jobs of a sweep, in whatever processes they run, and the report at its end.
+    """A bar over the jobs of a sweep, in whatever processes they run.
 
     Hydra sends it to the workers with every job, so it holds nothing itself.
     """
@@ -122,16 +139,11 @@ class Progress(Callback):
         _watchers.append(_Watcher(_count_jobs(config)))
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        outcome = job_return._return_value
-        # One byte, appended: safe from any number of processes, and lost with none of them.
-        with open(_progress_file(), "ab") as jobs:
-            jobs.write(outcome[:1].encode() if isinstance(outcome, str) else b"f")
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from optdiff.report import report
-
-        _watchers.pop().stop()
-        print(report(Path("results") / config.study))
+        returned = job_return._return_value
+        outcome = returned if isinstance(returned, str) else "broken"
+        # One short line, appended: safe from any number of processes, and lost with none of them.
+        with open(_progress_file(), "a") as jobs:
+            jobs.write(f"{outcome} {config.study}\n")
 
 
 class _Watcher(threading.Thread):
@@ -155,18 +167,21 @@ class _Watcher(threading.Thread):
         self.bar.close()
 
     def _show(self) -> None:
-        if _progress_file().exists():
-            self.bar.update(_progress_file().stat().st_size - self.bar.n)
+        self.bar.update(_read(_progress_file()).count("\n") - self.bar.n)
 
 
 _watchers: list[_Watcher] = []
 
 
 def _progress_file() -> Path:
-    """Holds one byte for each job that ended: the first letter of how it went."""
+    """Holds a line for each job that ended: how it went, and its study."""
     folder = Path("outputs") / os.environ[RUN]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "jobs"
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _count_jobs(config: DictConfig) -> int:

@@ -6,9 +6,10 @@ python experiments/evaluate.py -m experiment=few_step
 """
 
 import json
+import os
 import sys
 import time
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ def main(config: DictConfig) -> str:
 def job(config: dict[str, Any]) -> str:
     """Do one job, unless it is done already. Whatever becomes of it is a row."""
     check_targets(config, "config")
+    if config["nfe"] < 1:
+        raise ConfigError(f"a sample takes at least one evaluation, but nfe={config['nfe']}")
+    if "metrics" not in config:
+        raise ConfigError("no metrics go by this problem's name; choose some: metrics=trajectory")
     key = results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT})
-    if key in finished(config):
+    if key in finished(config["study"], config["refresh"]):
         return "skipped"
     row = dict.fromkeys(results.Row.__annotations__) | {
         "key": key,
@@ -65,16 +70,15 @@ def job(config: dict[str, Any]) -> str:
     return row["status"]
 
 
-def finished(config: dict[str, Any]) -> set[str]:
-    """The jobs of this study that `refresh` leaves alone."""
-    choices = {
-        "failed": lambda study: results.finished(study),
-        "stale": lambda study: results.finished(study, provenance.source_digest()),
-        "all": lambda study: set(),
-    }
-    if config["refresh"] not in choices:
-        raise ConfigError(f"refresh is one of {', '.join(choices)}, not {config['refresh']!r}")
-    return choices[config["refresh"]](RESULTS / config["study"])
+@lru_cache
+def finished(study: str, refresh: str) -> set[str]:
+    """The jobs of a study that `refresh` leaves alone, as the log was when this process began."""
+    source = {"failed": None, "stale": provenance.source_digest()}
+    if refresh == "all":
+        return set()
+    if refresh not in source:
+        raise ConfigError(f"refresh is one of failed, stale, all, not {refresh!r}")
+    return results.finished(RESULTS / study, source[refresh])
 
 
 def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -125,7 +129,7 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return row, pictures | path
 
 
-@lru_cache(maxsize=8)
+@cache
 def share(shared: str, sigma: float) -> Any:
     """What the jobs of a comparison share, made by the first of them; see `analysis.evaluation`."""
     config = json.loads(shared)
@@ -173,7 +177,8 @@ def sample_shape(problem_config: str) -> tuple[int, ...]:
 def device() -> str:
     """What jobs run on, in words."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})"
+    kind = devices[0].device_kind
+    return f"{len(devices)} x {devices[0].platform} ({kind}), {os.cpu_count()} processor cores"
 
 
 def summary(row: results.Row) -> str:

@@ -100,7 +100,7 @@ def precondition(
 )
 @dataclass(frozen=True)
 class Guided:
-    """A problem under classifier-free guidance (arXiv 2207.12598, eq. 6 with w = scale):
+    """A problem under classifier-free guidance (arXiv 2207.12598, eq. 6 with `w = scale - 1`):
     `D_w = D(x, uncond) + scale (D(x, cond) - D(x, uncond))`.
 
     One evaluation runs the network on both halves of a doubled batch, hence two passes. `scale` is

@@ -72,7 +72,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = [("python", platform.python_version())]
-    for package in ("optdiff", "jax", "jaxlib", "optax", "numpy"):
+    for package in ("optdiff", "jax", "jaxlib", "optax", "numpy", "scipy", "mlxtend"):
         try:
             versions.append((package, version(package)))
         except PackageNotFoundError:

@@ -40,7 +40,7 @@ class Row(TypedDict):
     levels: list[float]  # sigma, decreasing
     nfe_asked: int  # the budget
     nfe: float | None  # evaluations per sample, as counted
-    passes: float | None  # network passes per sample, as counted
+    passes: float | None  # network passes per sample: evaluations times the passes of each
     seed: int
     samples: int
     metrics: dict[str, float]

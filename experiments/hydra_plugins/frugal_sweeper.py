@@ -1,13 +1,15 @@
 """Hydra's basic sweeper, which validates every override once instead of every job.
 
 Hydra composes each job twice, to validate the sweep and to launch the job, at 0.03 to 0.1 s each.
-A job can only fail to compose by one of its overrides, and jobs share theirs. Hydra finds this file
-by its folder's name.
+A job can only fail to compose by one of its overrides, and jobs share theirs. What is composed is
+also checked for parameters that nothing takes. Hydra finds this file by its folder's name.
 """
 
 from collections.abc import Sequence
 
+from _sweep import check_targets
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from omegaconf import OmegaConf
 
 
 class FrugalSweeper(BasicSweeper):
@@ -15,9 +17,16 @@ class FrugalSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         seen: set[str] = set()
-        telling = []
         for overrides in batch:
             if not seen.issuperset(overrides):
-                telling.append(overrides)
+                self._validate(overrides)
                 seen.update(overrides)
-        super().validate_batch_is_legal(telling)
+
+    def _validate(self, overrides: Sequence[str]) -> None:
+        loader = self.hydra_context.config_loader
+        config = loader.load_sweep_config(self.config, list(overrides))
+        check_targets(OmegaConf.to_container(OmegaConf.masked_copy(config, _own(config))), "config")
+
+
+def _own(config) -> list[str]:
+    return [key for key in config if key != "hydra"]

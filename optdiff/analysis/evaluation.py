@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from optdiff.sample import Step, Trace, sample, sample_keys, start
-from optdiff.types import Cond, Grid, Levels, Problem, Sampler, Samples
+from optdiff.types import Grid, Levels, Problem, Sampler, Samples
 
 Metrics = Mapping[str, Callable[..., Any]]
 """Metrics by column name. Each is called by parameter name with what it asks for, see `measure`."""
@@ -27,9 +27,6 @@ class Setting(NamedTuple):
     metrics of real samples against them.
     """
 
-    seed: int
-    samples: int
-    cond: Cond
     exact: Samples
     reference: Samples | None
     floor: dict[str, float]
@@ -78,7 +75,7 @@ def setting(
         real = problem.target(_tagged(keys, "floor"), cond)
         comparing = {n: m for n, m in metrics.items() if {"samples", "reference"} <= _asks(m)}
         floor = measure(comparing, problem, samples=real, reference=reference)
-    return Setting(seed, samples, cond, exact, reference, floor)
+    return Setting(exact, reference, floor)
 
 
 def draw(
@@ -137,7 +134,10 @@ def measure(metrics: Metrics, problem: Problem, **given: Any) -> dict[str, float
                     f"metric {name!r} asks for {parameter!r}, which {type(problem).__name__} does "
                     "not have; choose other metrics for this problem"
                 )
-        value = metric(**arguments)
+        try:
+            value = metric(**arguments)
+        except ValueError as error:
+            raise ValueError(f"metric {name!r}: {error} (~metrics.{name} leaves it out)") from error
         if isinstance(value, Mapping):
             values.update({key: float(v) for key, v in value.items()})
         elif value is not None:

@@ -21,6 +21,8 @@ from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
 ANY_DIGIT = np.ones(10, np.float32)
 """The unconditional condition: every digit has weight one."""
 
+_CONDITION = 2**31 - 3  # what draws a condition from a sample's key; no step has this index
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -44,7 +46,7 @@ class Digits:
         """A digit for each sample, one-hot, if the problem is conditional."""
         if not self.conditional:
             return None
-        drawn = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, 10))
+        drawn = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _CONDITION), (), 0, 10))
         return jax.nn.one_hot(drawn(keys), 10)
 
     def log_density(self, x: Samples, sigma: Sigma, cond: Cond = None) -> Float[Array, "b"]:

@@ -1,7 +1,9 @@
 """One Hydra job is one row: sweeps, resume, failures, and names that are mistyped."""
 
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +23,10 @@ SMALL = ("problem=gaussian", "problem.dim=3", "samples=16", "keep=2", "study=min
 def evaluate(tmp_path):
     """`evaluate(*arguments)` runs experiments/evaluate.py in an empty folder."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, SCRIPT, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        command, environment = [sys.executable, SCRIPT, *arguments], os.environ | environment
+        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 600}
+        return subprocess.run(command, env=environment, **options)
 
     return run
 
@@ -129,48 +132,49 @@ def test_yamls_of_ones_own_and_optimizers_without_a_file(evaluate, tmp_path):
     ],
 )
 def test_mistyped_names_fail_soon_and_name_the_closest(evaluate, tmp_path, arguments, meant):
-    began = time.perf_counter()
     done = evaluate(*arguments)
-    assert done.returncode == 2 and time.perf_counter() - began < 60
+    assert done.returncode == 2
     assert meant in done.stderr, done.stderr
     assert not (tmp_path / "results").exists()
 
 
-def test_the_sweep_of_one_process_compiles_the_network_once(evaluate, tmp_path):
-    done = evaluate("-m", *SMALL, "sampler=ddim,ipndm,momentum", "nfe=3,4", "seed=0,1")
+def test_the_sweep_of_one_process_compiles_the_network_once(evaluate):
+    sweep = ("-m", *SMALL, "sampler=ddim,heun,ipndm,momentum", "nfe=3,4,6", "seed=0,1")
+    done = evaluate(*sweep, JAX_LOG_COMPILES="1")
     assert done.returncode == 0, done.stderr
-    compiling = [r["seconds_compile"] for r in rows(tmp_path).values()]
-    assert np.median(compiling) < compiling[0] / 2
+    compiled = re.findall(r"Finished XLA compilation of (\S+)", done.stderr)
+    assert "jit(_fold_in)" in compiled or "jit(fold_in)" in compiled  # names are seen at all
+    # The other shapes are affine's probes of the network, for the exact W2: all in one batch.
+    assert compiled.count("jit(_eps)") == 2
 
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path):
     sweep = ["-m", *SMALL, "sampler=ddim,heun,ipndm", "nfe=" + ",".join(map(str, range(1, 11)))]
-    command = [sys.executable, SCRIPT, *sweep, "seed=0,1,2,3"]
+    command = [sys.executable, SCRIPT, *sweep, "seed=0,1,2,3,4,5,6,7,8,9"]
     quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     log, chance = tmp_path / "results/mine/rows.jsonl", random.Random(0)
     kept: dict[str, str] = {}
-    kills = 0
-    while kills < 20:
+
+    def lines() -> int:
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    for _ in range(20):
         process = subprocess.Popen(command, **quiet)
-        before = len(kept)
-        # Let it get past its start-up now and then, so that kills strike jobs and appends too.
-        deadline = time.monotonic() + chance.uniform(1.0, 9.0)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if process.poll() is not None:
-            break  # all jobs are done
+        enough = lines() + chance.randint(1, 4)  # rows, not seconds: machines differ
+        while process.poll() is None and lines() < enough:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        assert process.poll() is None, "the sweep ended before it was killed twenty times"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
         now = {row["key"]: json.dumps(row, sort_keys=True) for row in results.load(log.parent)}
-        assert kept.items() <= now.items() and len(now) >= before
+        assert kept.items() <= now.items()
         kept = now
-    assert kills >= 20, "the sweep ended before it was killed twenty times"
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    keys = [line["key"] for line in lines]
-    assert len(keys) == len(set(keys)) == 3 * 10 * 4
-    assert all(line["status"] == "ok" for line in lines)
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    keys = [row["key"] for row in found]
+    assert len(keys) == len(set(keys)) == 3 * 10 * 10
+    assert all(row["status"] == "ok" for row in found)
     assert {p.stem for p in (log.parent / "artifacts").glob("*.npz")} == set(keys)
