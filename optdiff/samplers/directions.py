@@ -92,7 +92,8 @@ def per_sample(tx: optax.GradientTransformation) -> Sampler:
 
     Norms, trust ratios and clipping over a leaf would otherwise let samples talk to each other.
     Inside, arrays have no batch axis, levels are scalars, and `eps_fn` still evaluates the whole
-    batch at once, each sample under its own condition.
+    batch at once, each sample under its own condition. Our own samplers need no wrapping: they
+    expect the batch axis and keep samples apart.
 
     >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
     >>> tx = per_sample(optax.normalize_by_update_norm())
