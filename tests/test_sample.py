@@ -189,9 +189,9 @@ def test_noise_differs_between_samples_steps_and_the_start(problem):
 
 def test_guided_digits_together_are_each_alone():
     """Two passes over a doubled batch must still keep every sample with its own digit."""
-    problem, keys = digits(guidance=2.0), sample_keys(0, 8)
-    levels, cond = karras(problem.schedule, 4), problem.condition(keys)
-    x = start(problem, keys, levels[0], cond).astype(float)
+    problem, keys, cond = digits(guidance=2.0), sample_keys(0, 8), jnp.eye(10)[:8]
+    levels = karras(problem.schedule, 4)
+    x = levels[0] * jax.random.normal(jax.random.key(0), (8, 28, 28))
     together, trace = sample(problem, ipndm(), levels, keys, cond=cond, x=x)
     assert together.dtype == jnp.float64
     for i in range(8):

@@ -1,6 +1,6 @@
-"""What the contracts are held against: every sampler yaml, and a small conditional problem.
+"""What the contracts are held against: every yaml, and a small conditional network.
 
-The list of samplers is read from `conf/sampler`, so a new yaml is under contract as it appears.
+The lists are read from `conf`, so a new yaml is under contract as soon as it is there.
 """
 
 from dataclasses import dataclass
@@ -9,74 +9,80 @@ from pathlib import Path
 
 import hydra
 import jax
+import jax.numpy as jnp
 import pytest
+from omegaconf import OmegaConf
 
 from optdiff.grids import karras
-from optdiff.problems import Mixture, mixture
+from optdiff.noise import variance_exploding
 from optdiff.sample import sample_keys
+from optdiff.types import NoiseSchedule, expand
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["mixture"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["schedule"])
 @dataclass(frozen=True)
-class Displaced:
-    """A mixture that every sample's condition, (b, d), moves to a place of its own."""
+class Network:
+    """One layer, around a place that each sample's condition, (b, d), says; quick to compile."""
 
-    mixture: Mixture
-
-    @property
-    def schedule(self):
-        return self.mixture.schedule
+    weights: jax.Array
+    schedule: NoiseSchedule
 
     def condition(self, keys):
-        return 3.0 * jax.vmap(lambda key: jax.random.normal(key, self.mixture.means.shape[1:]))(
-            keys
-        )
+        return 3.0 * jax.vmap(lambda key: jax.random.normal(key, self.weights.shape[:1]))(keys)
 
     def prior(self, keys, sigma, cond):
-        return cond + self.mixture.prior(keys, sigma)
+        return cond + sigma * self.condition(keys) / 3.0
 
     def denoise(self, x, sigma, cond):
-        return cond + self.mixture.denoise(x - cond, sigma)
+        hidden = (x - cond) @ self.weights / (1.0 + expand(sigma, x))
+        return (cond + jnp.tanh(hidden)).astype(x.dtype)
 
     def decode(self, x0):
         return x0
 
     def reference(self, keys, cond):
-        return self.prior(keys, jax.numpy.zeros(()), cond)
-
-
-def instantiate(group, name, *overrides):
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(overrides=[f"+{group}={name}", *overrides])
-    return hydra.utils.instantiate(config[group])
-
-
-def names(group):
-    return sorted(path.stem for path in CONF.glob(f"{group}/*.yaml"))
-
-
-@pytest.fixture(scope="session")
-def samplers():
-    return {name: instantiate("sampler", name) for name in names("sampler")}
-
-
-@pytest.fixture(scope="module", params=names("sampler"))
-def sampler(request, samplers):
-    return samplers[request.param]
-
-
-@pytest.fixture(scope="module", params=[*names("problem"), "digits problem.guidance=2.0"])
-def problem(request):
-    return instantiate("problem", *request.param.split())
+        return self.prior(keys, jnp.ones(()), cond)
 
 
 @pytest.fixture(scope="session")
 def setting():
     """Arguments of `sample` for eight conditional samples on six levels, by name."""
-    problem = Displaced(mixture(modes=3, dim=4, stds=0.3))
+    weights = jax.random.normal(jax.random.key(0), (4, 4))
+    problem = Network(weights, variance_exploding(0.05, 80.0))
     levels, keys = karras(problem.schedule, 6), sample_keys(0, 8)
     cond = problem.condition(sample_keys(1, 8))
     x = problem.prior(sample_keys(2, 8), levels[0], cond)
     return {"problem": problem, "levels": levels, "keys": keys, "cond": cond, "x": x}
+
+
+def composed(group):
+    """The configurations of a group by name, but for those that wait for a file to be named."""
+    found = {}
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for path in sorted(CONF.glob(f"{group}/*.yaml")):
+            config = hydra.compose(overrides=[f"+{group}={path.stem}"])[group]
+            if not OmegaConf.missing_keys(config):
+                found[path.stem] = config
+    return found
+
+
+SAMPLERS, PROBLEMS = composed("sampler"), composed("problem")
+PROBLEMS["guided digits"] = OmegaConf.merge(PROBLEMS["digits"], {"guidance": 2.0})
+
+
+@pytest.fixture(scope="session")
+def samplers():
+    assert len(SAMPLERS) == len(list(CONF.glob("sampler/*.yaml"))), "none is left out"
+    return {name: hydra.utils.instantiate(config) for name, config in SAMPLERS.items()}
+
+
+@pytest.fixture(scope="module", params=SAMPLERS)
+def sampler(request, samplers):
+    return samplers[request.param]
+
+
+@pytest.fixture(scope="module", params=PROBLEMS)
+def problem(request):
+    return hydra.utils.instantiate(PROBLEMS[request.param])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optdiff.problems import gaussian
 from optdiff.sample import Clock, evaluations, levels_within, sample, sample_keys, sample_scan
 
 
@@ -24,13 +25,10 @@ def iterate(step):
 
 @pytest.fixture
 def fresh(setting):
-    """`fresh(std)`: a problem of a structure that was never compiled, whatever ran before."""
-    problem = setting["problem"].mixture
-    schedule = problem.schedule._replace(sigma=lambda t: t)  # equal to no other
-    return lambda std: replace(
-        setting["problem"],
-        mixture=replace(problem, stds=jnp.full_like(problem.stds, std), schedule=schedule),
-    )
+    """`fresh(scale)`: a network of a structure that was never compiled, whatever ran before."""
+    network = setting["problem"]
+    schedule = network.schedule._replace(sigma=lambda t: t)  # equal to no other
+    return lambda scale: replace(network, weights=scale * network.weights, schedule=schedule)
 
 
 @pytest.fixture
@@ -48,49 +46,45 @@ def networks(tmp_path):
     jax.config.update("jax_dump_ir_to", "")
 
 
-@pytest.fixture(scope="module")
-def scanned(sampler, setting):
-    """A scan-mode run, and the gradient of a weighted sum of its samples, from one program."""
+def test_scan_mode_takes_the_steps_of_host_mode_at_the_same_cost(sampler, setting):
+    """Iterates, levels and NFE; and the gradient, by weights, levels and starts, in one random
+    direction against a central difference of host mode. One program computes all of scan mode's.
+    """
+    at = tuple(setting[name] for name in ("problem", "levels", "x"))
     keys, cond = setting["keys"], setting["cond"]
+    aim = jax.random.normal(jax.random.key(3), setting["x"].shape)
 
-    def total(problem, levels, x):
+    def scan(at):
+        problem, levels, x = at
         options = {"cond": cond, "x": x, "observe": iterate}
         x0, trace = sample_scan(problem, sampler, levels, keys, **options)
-        return jnp.vdot(x0, _weights(x0)), (x0, trace)
+        return jnp.vdot(x0, aim), (x0, trace)
 
-    with_gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
-    return with_gradient(setting["problem"], setting["levels"], setting["x"])
+    def host(at):
+        problem, levels, x = at
+        return run(sampler, setting, problem=problem, levels=levels, x=x, observe=iterate)
 
-
-def _weights(x0):
-    return jax.random.normal(jax.random.key(3), x0.shape)
-
-
-def test_scan_mode_takes_the_steps_of_host_mode_at_the_same_cost(sampler, setting, scanned):
-    (_, (x0, trace)), _ = scanned
-    host_x0, host_trace = run(sampler, setting, observe=iterate)
+    (_, (x0, trace)), gradient = jax.jit(jax.value_and_grad(scan, has_aux=True))(at)
+    host_x0, host_trace = host(at)
     np.testing.assert_allclose(trace.observed, host_trace.observed, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(x0, host_x0, rtol=1e-10, atol=1e-10)
     np.testing.assert_array_equal(trace.sigma, host_trace.sigma)
     np.testing.assert_array_equal(trace.nfe, host_trace.nfe)
 
+    direction = jax.tree.map(lambda a, noise: a * noise, at, _noise_like(at))
+    ahead, behind = (
+        jnp.vdot(host(jax.tree.map(lambda a, d, by=by: a + by * d, at, direction))[0], aim)
+        for by in (1e-6, -1e-6)
+    )
+    along = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+    np.testing.assert_allclose(along, (ahead - behind) / 2e-6, rtol=1e-5)
 
-def test_gradient_through_scan_mode_is_that_of_host_mode(sampler, setting, scanned):
-    """In one random direction of weights, levels and starts, against a central difference."""
-    _, gradient = scanned
-    at = tuple(setting[name] for name in ("problem", "levels", "x"))
-    leaves, structure = jax.tree.flatten(at)
+
+def _noise_like(tree):
+    leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(4), len(leaves))
-    drawn = [a * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    direction = jax.tree.unflatten(structure, drawn)
-
-    def moved(by):
-        problem, levels, x = jax.tree.map(lambda a, d: a + by * d, at, direction)
-        x0, _ = run(sampler, setting, problem=problem, levels=levels, x=x)
-        return jnp.vdot(x0, _weights(x0))
-
-    slope = sum(map(jnp.vdot, jax.tree.leaves(gradient), drawn))
-    np.testing.assert_allclose(slope, (moved(1e-6) - moved(-1e-6)) / 2e-6, rtol=1e-5)
+    drawn = [jax.random.normal(key, a.shape) for key, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def test_samples_depend_on_their_keys_alone(sampler, setting):
@@ -152,13 +146,20 @@ def test_odd_levels_give_finite_samples(sampler, setting, levels):
     assert jnp.isfinite(run(sampler, setting, levels=levels)[0]).all()
 
 
+def test_no_gradient_is_no_accident(sampler, setting):
+    """Where eps is exactly zero, lengths and mean squares are zero too."""
+    still = gaussian(mean=jnp.zeros(4), cov=jnp.eye(4))
+    x0, _ = run(sampler, setting, problem=still, cond=None, x=jnp.zeros((8, 4)))
+    assert jnp.isfinite(x0).all()
+
+
 def test_every_budget_is_used_and_kept(sampler, setting):
     """A run costs no more than its budget, and one more level would have."""
     for budget in range(1, 13):
         n = levels_within(sampler, budget)
-        _, trace = run(sampler, setting, levels=jnp.geomspace(10.0, 0.1, n))
-        assert trace.nfe.tolist() == [evaluations(sampler, n)] * 8
         assert evaluations(sampler, n) <= budget < evaluations(sampler, n + 1)
+    _, trace = run(sampler, setting, levels=jnp.geomspace(10.0, 0.1, n))
+    assert trace.nfe.tolist() == [evaluations(sampler, n)] * 8
 
 
 def test_a_refused_step_leaves_no_trace(sampler, setting):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from optdiff.problems import gaussian
 from optdiff.sample import sample_keys, sample_scan
 from optdiff.samplers import (
     constant,
@@ -55,10 +56,7 @@ def test_transformations_see_the_iterate(iterates, levels, eps):
 NORMED = {
     "normalized": optax.normalize_by_update_norm(),
     "clipped": optax.clip_by_global_norm(1.0),
-    "trust ratio": optax.scale_by_trust_ratio(),
     "lamb": optax.lamb(0.1),
-    "sm3": optax.sm3(0.1),
-    "novograd": optax.novograd(0.1),
     "distance over gradients": optax.contrib.dog(),
 }
 
@@ -116,15 +114,14 @@ def test_per_sample_evaluates_the_whole_batch_at_once():
     np.testing.assert_allclose(moved, expected, rtol=1e-12)
 
 
-def test_gradients_reach_the_weights_through_per_sample(problem, keys):
-    levels = jnp.geomspace(10.0, 0.1, 4)
-    x = problem.prior(keys, levels[0])
+def test_gradients_reach_the_weights_through_per_sample():
+    problem, levels, keys = gaussian(dim=3), jnp.geomspace(10.0, 0.1, 4), sample_keys(0, 2)
 
     def gradient(sampler):
         def total(problem):
-            return jnp.sum(sample_scan(problem, sampler, levels, keys, x=x)[0] ** 2)
+            return jnp.sum(sample_scan(problem, sampler, levels, keys, x=jnp.ones((2, 3)))[0] ** 2)
 
-        return jax.tree.leaves(jax.grad(total)(problem))
+        return jax.tree.leaves(jax.jit(jax.grad(total))(problem))
 
     for wrapped, plain in zip(gradient(per_sample(heun())), gradient(heun()), strict=True):
         np.testing.assert_allclose(wrapped, plain, rtol=1e-9)

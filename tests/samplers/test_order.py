@@ -1,6 +1,7 @@
 """How fast samplers converge to the probability-flow solution, read at the last positive level.
 
-The stated grids are levels uniform in sigma and EDM's (rho = 7), both from 4 to 0.4.
+The stated grids are levels uniform in sigma and EDM's (rho = 7), both from 2 to 0.5, in 32
+and 64 steps.
 """
 
 from functools import cache
@@ -26,7 +27,7 @@ from optdiff.samplers import (
     nesterov,
 )
 
-SCHEDULE = variance_exploding(0.4, 4.0)
+SCHEDULE = variance_exploding(0.5, 2.0)
 PROBLEMS = {
     "gaussian": gaussian(dim=4, schedule=SCHEDULE),
     "mixture": mixture(modes=3, dim=4, stds=0.5, schedule=SCHEDULE),
@@ -89,7 +90,7 @@ def test_reference_is_the_closed_form(keys):
 
 
 def slope(error, *case):
-    coarse, fine = (np.linalg.norm(error(*case, steps)) for steps in (64, 128))
+    coarse, fine = (np.linalg.norm(error(*case, steps)) for steps in (32, 64))
     return np.log2(coarse / fine)
 
 
@@ -97,23 +98,23 @@ def slope(error, *case):
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", FIRST_ORDER)
 def test_first_order(name, problem, grid, error):
-    assert slope(error, name, problem, grid) == pytest.approx(1.0, abs=0.2)
+    assert slope(error, name, problem, grid) == pytest.approx(1.0, abs=0.15)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["uniform", "karras"])
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_second_order(name, problem, grid, error):
-    assert slope(error, name, problem, grid) > 1.85
+    assert slope(error, name, problem, grid) > 1.9
 
 
 def times_ddim(error, *case):
     """The error as a multiple of DDIM's, extrapolated to infinitely many steps."""
     multiple = {}
-    for steps in (64, 128):
+    for steps in (32, 64):
         ours, ddims = error(*case, steps), error("ddim", *case[1:], steps)
         multiple[steps] = np.vdot(ours, ddims) / np.vdot(ddims, ddims)
-    return 2 * multiple[128] - multiple[64]
+    return 2 * multiple[64] - multiple[32]
 
 
 # Multistep methods of order one err by a multiple of what Euler errs by.
@@ -129,8 +130,8 @@ TIMES_DDIM = {
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", TIMES_DDIM)
 def test_leading_error_is_a_multiple_of_ddims(name, problem, grid, error):
-    assert times_ddim(error, name, problem, grid) == pytest.approx(TIMES_DDIM[name], abs=0.03)
-    ours, ddims = error(name, problem, grid, 128), error("ddim", problem, grid, 128)
+    assert times_ddim(error, name, problem, grid) == pytest.approx(TIMES_DDIM[name], abs=0.01)
+    ours, ddims = error(name, problem, grid, 64), error("ddim", problem, grid, 64)
     across = ours - np.vdot(ours, ddims) / np.vdot(ddims, ddims) * ddims
     assert np.linalg.norm(across) < 0.06 * np.linalg.norm(ours)
 
