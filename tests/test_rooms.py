@@ -28,6 +28,7 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "sample": {"types"},
     "analysis": {"types", "sample", "samplers", "grids"},
     "learning": {"types", "sample", "samplers", "grids", "nn", "data", "denoisers"},
+    "images": set(),  # PNG files, for `experiments`
     "provenance": set(),  # where a row comes from: the part of `results` that asks git
     "results": {"types", "provenance"},
     "report": {"types", "results", "provenance"},

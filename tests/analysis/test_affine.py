@@ -74,7 +74,7 @@ def test_w2_of_the_exact_flow_is_what_the_last_denoising_shrinks(problem):
     assert exact_w2(problem, exact_flow(problem), levels) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("name", ["ddim", "heun", "ipndm"])
 def test_moments_are_those_of_samples(problem, name):
     levels, count = karras(problem.schedule, 5), 4000
     pushed = propagate(problem, AFFINE[name], levels)
@@ -85,9 +85,10 @@ def test_moments_are_those_of_samples(problem, name):
     assert np.abs(np.cov(white) - np.eye(32)).max() < 5 * np.sqrt(2 / count)
 
 
-@pytest.mark.parametrize("cov", [None, np.diag([4.0, 1.0, 0.0]), np.ones((3, 3))])
-def test_w2_agrees_with_the_form_in_covariances(cov):
-    problem = gaussian(dim=3, cov=cov, mean=[1.0, -2.0, 0.5])
+@pytest.mark.parametrize("spectrum", [np.linspace(0.5, 4.0, 32), np.arange(32.0) % 2])
+def test_w2_agrees_with_the_form_in_covariances(spectrum):
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))
+    problem = gaussian(cov=(turn * spectrum) @ turn.T)
     levels = karras(problem.schedule, 6)
     for sampler in AFFINE.values():
         pushed = propagate(problem, sampler, levels)
@@ -103,7 +104,7 @@ def test_other_samplers_are_told_apart(problem, name):
     assert exact_w2(problem, NOT_AFFINE[name], levels) is None
 
 
-@pytest.mark.parametrize("n", [4, 8, 64])
+@pytest.mark.parametrize("n", [4, 32])
 @pytest.mark.parametrize("name", AFFINE)
 def test_float32_is_exact_to_a_thousandth(problem, name, n):
     single = jax.tree.map(lambda a: a.astype(jnp.float32), problem)
@@ -123,6 +124,6 @@ def test_w2_falls_at_the_order_of_the_sampler(problem, name, order):
     # sigma_min is far below the smallest standard deviation, so the last denoising adds little.
     coarse, fine = (
         exact_w2(problem, AFFINE[name], karras(problem.schedule, n, sigma_min=1e-5))
-        for n in (201, 401)
+        for n in (51, 101)
     )
     assert np.log2(coarse / fine) == pytest.approx(order, abs=0.1)

@@ -1,0 +1,36 @@
+"""The digits in float64, made once, and four of them in noise: same shapes compile once."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from optdiff.problems import digits
+from optdiff.sample import sample_keys
+
+SMOOTHING = 0.125  # the same number in float32 and float64
+
+
+@pytest.fixture(scope="session")
+def single():
+    """The digits as in production: float32."""
+    return digits(conditional=True, smoothing=SMOOTHING)
+
+
+@pytest.fixture(scope="session")
+def handwritten(single):
+    """The same in float64."""
+    return jax.tree.map(
+        lambda a: a.astype(float) if jnp.issubdtype(a.dtype, jnp.floating) else a, single
+    )
+
+
+@pytest.fixture(scope="session")
+def levels():
+    """A noise level for each of four samples."""
+    return jnp.array([0.02, 0.3, 2.0, 80.0])
+
+
+@pytest.fixture(scope="session")
+def noisy(handwritten, levels):
+    """A digit at each of the levels."""
+    return handwritten.prior(sample_keys(0, 4), levels)
