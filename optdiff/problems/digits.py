@@ -46,8 +46,9 @@ class Digits:
         """A digit for each sample, one-hot, if the problem is conditional."""
         if not self.conditional:
             return None
-        drawn = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _CONDITION), (), 0, 10))
-        return jax.nn.one_hot(drawn(keys), 10)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _CONDITION)
+        kinds = jax.vmap(lambda key: jax.random.randint(key, (), 0, 10))(keys)
+        return jax.nn.one_hot(kinds, 10)
 
     def log_density(self, x: Samples, sigma: Sigma, cond: Cond = None) -> Float[Array, "b"]:
         """`log p_sigma(x | cond)` of the smoothed set with noise of level sigma, (b,)."""
