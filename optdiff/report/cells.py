@@ -1,23 +1,24 @@
 """Rows into cells: what a table or a figure has to say about a problem, and how sure it is.
 
-A *method* is a sampler with its parameters on a grid; a *cell* is a method at a budget, over seeds.
-The seed is the unit of every statistic: samples of one seed share noise and judge, so they are no
-independent repetitions. This file owns the grouping and the statistics, and draws nothing.
+A *method* is all of a configuration but what `NO_METHOD` lists; a *cell* is a method at a budget,
+over seeds. The seed is the unit of every statistic: samples of one seed share noise and judge, so
+they are no independent repetitions. This file owns the cells and their statistics; the names of
+methods are in `methods`, and nothing is drawn here.
 """
 
 import functools
 import itertools
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from optdiff.report.methods import jobs
+from optdiff.report.reading import higher_is_better
 from optdiff.results import Row
 
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
 RESAMPLES = 10_000
 
 
@@ -25,7 +26,7 @@ class Cell(NamedTuple):
     """A method at a budget: values by metric and seed, and the errors of the seeds that failed.
 
     `nfe` and `passes` are what a sample really cost on average, nan if no job was ok; `keys` name
-    the artifacts of the ok jobs by seed.
+    the artifacts of the ok jobs by seed, `floor` has by metric what real samples score.
     """
 
     sampler: str
@@ -35,6 +36,7 @@ class Cell(NamedTuple):
     nfe: float
     passes: float
     keys: dict[int, str]
+    floor: dict[str, float]
 
 
 class Board(NamedTuple):
@@ -82,11 +84,6 @@ def boards(rows: Sequence[Row], primary: str | None = None) -> list[Board]:
     return [_board(problem, group, names) for problem, group in by_problem.items()]
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether a metric counts what samples get right; all others are distances and errors."""
-    return metric.startswith(HIGHER_IS_BETTER)
-
-
 def interval(values: Float[np.ndarray, "seeds"]) -> Interval:
     """Percentile bootstrap of a mean with the seed as the unit (Efron and Tibshirani 1993, ch. 13).
 
@@ -119,27 +116,46 @@ def summary(cell: Cell, metric: str) -> Interval | None:
 def marks(board: Board, metric: str, budget: int) -> dict[str, str]:
     """Who is "best" in a column, and whose difference to the best is a "tie".
 
-    Differences are paired: taken seed by seed, on the seeds that both have, so the noise that
-    samplers share cancels. A method ties unless the interval of its mean difference lies wholly on
-    the worse side; with fewer than two common seeds nothing is claimed. A method that failed on a
-    seed is not compared, for its mean over the others would flatter it.
+    Where it is known what real samples score, the best is the closest to that (`_losses`).
+    Differences are paired: taken seed by seed, so the noise that samplers share cancels. A method
+    ties unless the interval of its mean difference lies wholly on the worse side; one seed decides
+    nothing. A method that lacks a seed, failed or never run, is not compared, for its mean over the
+    others might flatter it.
     """
-    sign = -1.0 if higher_is_better(metric) else 1.0
-    loss = {}
+    losses, gaps = {}, {}
     for method in board.methods:
         cell = board.cells.get((method, budget))
-        if cell and not cell.errors and metric in cell.values:
-            loss[method] = {seed: sign * v for seed, v in cell.values[metric].items()}
-    if len(loss) < 2:
+        if cell and cell.values.get(metric, {}).keys() == set(board.seeds):
+            found = _losses(cell, metric)
+            losses[method] = np.array([found[seed] for seed in board.seeds])
+            gaps[method] = abs(summary(cell, metric).mean - cell.floor.get(metric, np.nan))
+    if len(losses) < 2:
         return {}
-    best = min(loss, key=lambda method: np.mean(list(loss[method].values())))
+    best = min(losses, key=lambda method: (losses[method].mean(), gaps[method]))
     found = {best: "best"}
-    for method in loss.keys() - {best}:
-        common = sorted(loss[method].keys() & loss[best].keys())
-        worse = interval(np.array([loss[method][s] - loss[best][s] for s in common] or [np.nan]))
+    for method in losses.keys() - {best}:
+        worse = interval(losses[method] - losses[best])
         if worse.low is not None and worse.low <= 0:
             found[method] = "tie"
     return found
+
+
+def _losses(cell: Cell, metric: str) -> dict[int, float]:
+    """By seed, what is to be small: a distance, or a share with its sign changed.
+
+    Where the floor is known, what beats it is not better than real samples are. A distance then
+    counts from the floor, and not at all if its mean is below. A share counts by how far its mean
+    is from the floor on either side: blurred samples, all near the middle of the real ones, have
+    more precision, density and coverage than real samples have.
+    """
+    values, floor = cell.values[metric], cell.floor.get(metric)
+    if floor is None:
+        sign = -1.0 if higher_is_better(metric) else 1.0
+        return {seed: sign * value for seed, value in values.items()}
+    side = np.sign(np.mean(list(values.values())) - floor)
+    if not higher_is_better(metric):
+        side = max(side, 0.0)
+    return {seed: float(side * (value - floor)) for seed, value in values.items()}
 
 
 @functools.cache
@@ -152,15 +168,17 @@ def _resamples(n: int) -> np.ndarray:
 
 def _board(problem: str, rows: list[Row], names: list[str]) -> Board:
     """The board of a problem from its rows."""
-    labels = _labels(rows)
+    found = jobs(rows)
+    rows = [row for _, row in found]
     groups = defaultdict(list)
-    for label, row in zip(labels, rows, strict=True):
-        groups[label, row["nfe_asked"]].append(row)
-    cells = {place: _cell(group) for place, group in groups.items()}
+    for method, row in found:
+        groups[method, row["nfe_asked"]].append(row)
     budgets = sorted({row["nfe_asked"] for row in rows})
     metrics = [name for name in names if any(name in row["metrics"] for row in rows)]
     metrics = metrics or ["no metric"]  # all failed: the table still shows where
-    methods = list(dict.fromkeys(labels))
+    floor = {name: _floor(rows, name) for name in metrics}
+    cells = {(method, b): _cell(group, floor, b) for (method, b), group in groups.items()}
+    methods = list(dict.fromkeys(method for method, _ in found))
     methods.sort(key=_mean_ranks(methods, budgets, cells, metrics[0]).__getitem__)
     return Board(
         problem=problem,
@@ -171,7 +189,7 @@ def _board(problem: str, rows: list[Row], names: list[str]) -> Board:
         seeds=sorted({row["seed"] for row in rows}),
         metrics=metrics,
         cells=cells,
-        floor={name: _floor(rows, name) for name in metrics},
+        floor=floor,
     )
 
 
@@ -184,8 +202,10 @@ def _floor(rows: list[Row], metric: str) -> dict[int, float]:
     return {budget: float(np.mean(values)) for budget, values in known.items()}
 
 
-def _cell(rows: list[Row]) -> Cell:
-    """The cell of the rows of one method at one budget."""
+def _cell(rows: list[Row], floor: dict[str, dict[int, float]], budget: int) -> Cell:
+    """The cell of the rows of one method at one budget. Its floor is that of its own rows, which
+    depends on their number of samples; where they have none, that of others at this budget.
+    """
     ok = [row for row in rows if row["status"] == "ok"]
     values = defaultdict(dict)
     for row in ok:
@@ -199,6 +219,7 @@ def _cell(rows: list[Row]) -> Cell:
         nfe=float(np.mean([row["nfe"] for row in ok])) if ok else np.nan,
         passes=float(np.mean([row["passes"] for row in ok])) if ok else np.nan,
         keys={row["seed"]: row["key"] for row in ok},
+        floor={m: own[budget] for m, f in floor.items() if budget in (own := _floor(ok, m) or f)},
     )
 
 
@@ -208,57 +229,14 @@ def _mean_ranks(
     """Mean over columns of a method's rank, from 0 (best) to 1, which is also for failures; 2 for a
     method that was nowhere tried.
     """
-    sign = -1.0 if higher_is_better(metric) else 1.0
     ranks = defaultdict(list)
     for budget in budgets:
-        found = {m: summary(cells[m, budget], metric) for m in methods if (m, budget) in cells}
-        means = {m: sign * s.mean for m, s in found.items() if s is not None}
-        for place, method in enumerate(sorted(means, key=means.__getitem__)):
-            ranks[method].append(place / max(len(means) - 1, 1))
+        found = {m: cells[m, budget] for m in methods if (m, budget) in cells}
+        losses = {m: _losses(c, metric) for m, c in found.items() if metric in c.values}
+        means = {m: np.mean(list(of_seed.values())) for m, of_seed in losses.items()}
+        for method, mean in means.items():
+            better = sum(other < mean for other in means.values())
+            ranks[method].append(better / max(len(means) - 1, 1))
         for method in found.keys() - means.keys():
             ranks[method].append(1.0)
     return {method: float(np.mean(ranks.get(method, [2.0]))) for method in methods}
-
-
-def _labels(rows: list[Row]) -> list[str]:
-    """A method's name for each row of a problem: the sampler, what sets its configuration apart
-    from others of that name, and the grid if there are several.
-    """
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row["sampler"], row["grid"]].append(row)
-    apart = {name: _apart(group) for name, group in groups.items()}
-    several_grids = len({row["grid"] for row in rows}) > 1
-    labels = []
-    for row in rows:
-        leaves = dict(_leaves(row["config"]))
-        label = row["sampler"]
-        for path in apart[row["sampler"], row["grid"]]:
-            label += f" {path.rpartition('.')[2]}={leaves.get(path, 'unset')}"
-        labels.append(f"{label}, {row['grid']}" if several_grids else label)
-    return labels
-
-
-def _apart(rows: list[Row]) -> list[str]:
-    """Paths in the configurations of rows of one name that tell apart those of the same budget and
-    seed: two such rows are two methods, and must not pass for repetitions of one.
-    """
-    leaves = [dict(_leaves(row["config"])) for row in rows]
-    seen = [(row["nfe_asked"], row["seed"]) for row in rows]
-    paths = []
-    for path in dict.fromkeys(path for leaf in leaves for path in leaf):
-        if len(set(seen)) == len(rows):
-            break
-        finer = [(*place, leaf.get(path)) for place, leaf in zip(seen, leaves, strict=True)]
-        if len(set(finer)) > len(set(seen)):
-            paths, seen = [*paths, path], finer
-    return paths
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Path and text of each leaf of a configuration; a list counts as one leaf."""
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield from _leaves(entry, f"{path}.{name}" if path else name)
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value)

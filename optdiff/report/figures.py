@@ -5,6 +5,7 @@ palette of Okabe and Ito, safe for the colour-blind, each with its marker), the 
 named. This file owns axes, colours and labels; numbers come from `cells` and from artifacts.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from optdiff.report.cells import Board, higher_is_better, summary
+from optdiff.report.cells import Board, summary
+from optdiff.report.reading import REMARKS, higher_is_better
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY, DIM, INK = "#A8A8A8", "#707070", "#222222"
@@ -192,9 +194,11 @@ def _quality_panel(axes: Axes, board: Board, metric: str, style: Mapping[str, St
         names.append(End("real vs real", axes.get_xlim()[1], floor.mean(), INK, INK))
     _name_ends(axes, names)
     seeds = len(board.seeds)
-    shown = f"bands: 95% bootstrap over {seeds} seeds" if seeds > 1 else "one seed: no bands"
+    kind = "range of" if seeds <= 3 else "95% bootstrap over"
+    shown = f"bands: {kind} {seeds} seeds" if seeds > 1 else "one seed: no bands"
     direction = "higher is better" if higher_is_better(metric) else "lower is better"
-    _title(axes, f"{board.problem}: {metric}", "; ".join([direction, shown, *note]))
+    subtitle = "; ".join([direction, shown, *note])
+    _title(axes, f"{board.problem}: {metric}", subtitle, REMARKS.get(metric, ""))
 
 
 def _quality_axes(
@@ -284,11 +288,16 @@ def _log_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _title(axes: Axes, title: str, subtitle: str) -> None:
+def _title(axes: Axes, title: str, subtitle: str, remark: str = "") -> None:
     """A heading at the left, what to know of it in small grey below."""
+    small = POINTS - 1
+    room = 72 * (axes.bbox.width / axes.figure.dpi + _margin([]))  # points
+    lines = [subtitle, *textwrap.wrap(remark, int(room / (0.55 * small)))]
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-    axes.annotate(title, (0, 1), (0, 19), weight="bold", size=POINTS + 1, color=INK, **place)
-    axes.annotate(subtitle, (0, 1), (0, 7), size=POINTS - 1, color=DIM, **place)
+    top = 7 + 1.2 * small * (len(lines) - 1)
+    axes.annotate(title, (0, 1), (0, top + 12), weight="bold", size=POINTS + 1, color=INK, **place)
+    for i, line in enumerate(lines):
+        axes.annotate(line, (0, 1), (0, top - 1.2 * small * i), size=small, color=DIM, **place)
 
 
 def _margin(names: Sequence[str]) -> float:

@@ -6,13 +6,15 @@ ties with it, and says what is missing, failed, stale, or cost other than asked.
 
 import csv
 import io
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from optdiff.report.cells import Board, Cell, Interval, higher_is_better, marks, summary
+from optdiff.report.cells import Board, Cell, Interval, marks, summary
+from optdiff.report.reading import REMARKS, higher_is_better
 from optdiff.results import Row
 
 COLUMNS = [
@@ -34,27 +36,25 @@ def markdown(board: Board, metric: str) -> str:
     if floor := board.floor[metric]:
         texts = [_number(floor[b] / unit) if b in floor else "—" for b in board.budgets]
         lines.append(["*real vs real*", *texts])
-    parts = [_heading(board, metric, unit), _aligned(lines), _legend(board, lines)]
+    legend = _legend(board, metric, lines)
+    parts = [_heading(board, metric, unit), _aligned(lines), REMARKS.get(metric), legend]
     return "\n\n".join(filter(None, parts))
 
 
 def tidy(board_list: Sequence[Board]) -> str:
-    """CSV, one line for each cell and metric; what is not known is empty."""
+    """CSV, one line for each method, budget and metric; what is not known is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for board in board_list:
-        for metric in board.metrics:
-            for budget in board.budgets:
-                found = marks(board, metric, budget)
-                for method in board.methods:
-                    if cell := board.cells.get((method, budget)):
-                        cost = [None if math.isnan(c) else c for c in (cell.nfe, cell.passes)]
-                        place = [board.problem, method, cell.sampler, cell.grid, budget, *cost]
-                        value = summary(cell, metric) or Interval(None, None, None)
-                        counts = [len(cell.values.get(metric, ())), len(cell.errors)]
-                        last = [found.get(method), board.floor[metric].get(budget)]
-                        writer.writerow([*place, metric, *value, *counts, *last])
+        labels = {method: (c.sampler, c.grid) for (method, _), c in board.cells.items()}
+        for metric, budget in itertools.product(board.metrics, board.budgets):
+            found = marks(board, metric, budget)
+            for method in board.methods:
+                cell = board.cells.get((method, budget))
+                known = _known(cell, metric)
+                last = [found.get(method), board.floor[metric].get(budget)]
+                writer.writerow([board.problem, method, *labels[method], budget, *known, *last])
     return text.getvalue()
 
 
@@ -87,6 +87,15 @@ def notes(rows: Sequence[Row], board_list: Sequence[Board], source: str) -> str:
         )
     listed = "\n".join(f"- {line}" for line in lines)
     return f"{len(rows)} jobs, {_counted(commits)}, on {_counted(devices)}.\n\n{listed}".rstrip()
+
+
+def _known(cell: Cell | None, metric: str) -> list:
+    """What a line of the CSV says of a cell, from its costs to the number of seeds that failed."""
+    if cell is None:
+        return [None, None, metric, None, None, None, 0, 0]
+    costs = [None if math.isnan(cost) else cost for cost in (cell.nfe, cell.passes)]
+    value = summary(cell, metric) or Interval(None, None, None)
+    return [*costs, metric, *value, len(cell.values.get(metric, ())), len(cell.errors)]
 
 
 def _text(
@@ -147,7 +156,7 @@ def _heading(board: Board, metric: str, unit: float) -> str:
     return f"### {board.problem}: {metric} ({direction}{scale})\n\n{'; '.join(shared)}."
 
 
-def _legend(board: Board, lines: list[list[str]]) -> str:
+def _legend(board: Board, metric: str, lines: list[list[str]]) -> str:
     """What the marks mean, those that the table has."""
     text = " ".join(" ".join(line[1:]) for line in lines[1:])
     legend = []
@@ -156,8 +165,11 @@ def _legend(board: Board, lines: list[list[str]]) -> str:
         legend.append(f"±: 95% bootstrap interval of the mean over seeds{few}, its longer side.")
     elif len(board.seeds) == 1:
         legend.append("One seed, hence no intervals and no ties.")
-    if "**" in text:
+    if "**" in text and not board.floor[metric]:
         legend.append("**Bold**: best mean of its column.")
+    elif "**" in text:
+        beyond = "more is not better" if higher_is_better(metric) else "less is not better"
+        legend.append(f"**Bold**: mean closest to real vs real; {beyond} than real samples are.")
     if "≈" in text:
         legend.append(
             "≈: ties with the best; the interval of the difference, seed by seed, contains 0."
@@ -165,7 +177,7 @@ def _legend(board: Board, lines: list[list[str]]) -> str:
     if "@" in text:
         legend.append("@: evaluations really made, where not those asked for.")
     if "/" in text:
-        legend.append("2/3: seeds present, where some are missing.")
+        legend.append("2/3: seeds present; a cell where some are missing does not compete.")
     if "✗" in text:
         legend.append("✗: failed jobs, listed below; a cell that has some does not compete.")
     if "—" in text:

@@ -9,7 +9,8 @@ from optdiff.results import config_key
 def job(sampler="ddim", asked=8, seed=0, value=1.0, **changes):
     """A row as a sweep would write it: labels, configuration and key agree."""
     labels = {"sampler": sampler, "nfe_asked": asked, "seed": seed}
-    config = labels | {"problem": changes.get("problem"), "grid": changes.get("grid")}
+    config = {"sampler": sampler, "nfe": asked, "seed": seed}
+    config |= {"problem": changes.get("problem"), "grid": changes.get("grid")}
     config |= changes.pop("config", {})
     known = {"nfe": float(asked), "passes": float(asked)}
     known |= {"metrics": {"w2": value}, "floor": {"w2": 0.01}}

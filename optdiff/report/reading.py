@@ -1,0 +1,28 @@
+"""How to read a metric, from its name alone: which direction is better, and what it cannot say.
+
+A report knows no metric but by its name in the log; what it must know of one stands here.
+"""
+
+HIGHER_IS_BETTER = (
+    *("precision", "recall", "density", "coverage", "accuracy", "similarity"),
+    *("clip_score", "inception_score", "psnr", "ssim"),
+)
+"""Last words of names of metrics that count what samples get right. Add yours if it does."""
+
+REMARKS = {
+    "trajectory_error": "Says nothing of stochastic samplers, whose paths are not meant to agree, "
+    "and rewards averages where budgets are tiny."
+}
+"""By metric, what a reader must know lest its numbers mislead."""
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a name ends in one of `HIGHER_IS_BETTER`, but for a number (`precision_5`).
+
+    All other metrics are distances and errors.
+
+    >>> higher_is_better("text_similarity"), higher_is_better("coverage_error")
+    (True, False)
+    """
+    words = "_" + metric.lower().rstrip("_@0123456789")
+    return words.endswith(tuple(f"_{name}" for name in HIGHER_IS_BETTER))
