@@ -306,7 +306,7 @@ def check_opens_or_is_refused(path):
     return True
 
 
-@settings(max_examples=500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=400, deadline=None, database=None, derandomize=True)
 @given(header=headers, data=st.binary(max_size=40), excess=st.integers(-3, 3) | st.just(0))
 def test_fuzzed_headers_are_read_or_refused(tmp_path_factory, header, data, excess):
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
@@ -328,7 +328,7 @@ def test_mutated_files_are_read_or_refused(tmp_path):
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     rng = np.random.default_rng(0)
     read = 0
-    for _ in range(2500):
+    for _ in range(1800):
         data = bytearray(whole)
         for _ in range(rng.integers(1, 4)):
             at = int(rng.integers(0, header))
@@ -344,4 +344,4 @@ def test_mutated_files_are_read_or_refused(tmp_path):
                     data[digits[rng.integers(0, len(digits))]] = 48 + int(rng.integers(0, 10))
         path.write_bytes(data)
         read += check_opens_or_is_refused(path)
-    assert 0 < read < 2500
+    assert 0 < read < 1800
