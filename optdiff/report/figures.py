@@ -292,7 +292,8 @@ def _title(axes: Axes, title: str, subtitle: str, remark: str = "") -> None:
     """A heading at the left, what to know of it in small grey below."""
     small = POINTS - 1
     room = 72 * (axes.bbox.width / axes.figure.dpi + _margin([]))  # points
-    lines = [subtitle, *textwrap.wrap(remark, int(room / (0.55 * small)))]
+    columns = int(room / (0.55 * small))
+    lines = [*textwrap.wrap(subtitle, columns), *textwrap.wrap(remark, columns)]
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     top = 7 + 1.2 * small * (len(lines) - 1)
     axes.annotate(title, (0, 1), (0, top + 12), weight="bold", size=POINTS + 1, color=INK, **place)

@@ -77,6 +77,27 @@ def test_quality_figure_is_labelled_and_readable(tmp_path, count):
     assert len(first.collections) == count  # bands
 
 
+def test_long_subtitles_and_remarks_stay_in_their_panels(tmp_path):
+    """A first panel, then two abreast whose subtitles fill several lines each."""
+    for (sampler, scale), nfe in itertools.product({"a": 1, "b": 1, "c": 1e9}.items(), [4, 8]):
+        names = ["trajectory_error", "w2", "frechet", "other", "more"]
+        metrics = {name: scale / nfe for name in names}
+        append(tmp_path, job(sampler, nfe, metrics=metrics, floor={"w2": -1e-3, "frechet": -1.0}))
+    for primary in ("trajectory_error", "w2"):
+        figure = figures.quality(boards(load(tmp_path), primary))
+        assert_readable(figure)
+        shown = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+        assert "stochastic samplers" in shown and "range of" not in shown and "one seed" in shown
+
+
+@pytest.mark.parametrize("seeds, shown", [(3, "range of 3 seeds"), (4, "95% bootstrap over 4")])
+def test_bands_are_called_what_they_are(tmp_path, seeds, shown):
+    for sampler, seed in itertools.product("ab", range(seeds)):
+        append(tmp_path, job(sampler, 8, seed, value=1.0 + seed))
+    (axes,) = figures.quality(boards(load(tmp_path))).axes
+    assert any(f"bands: {shown}" in text.get_text() for text in axes.texts)
+
+
 def test_one_method_has_one_colour_throughout(tmp_path):
     for problem, best in (("p", "a"), ("q", "b")):
         for sampler in ("a", "b"):
