@@ -38,7 +38,9 @@ def renoise(inner: Sampler, down: Down) -> Sampler:
         dx, state = inner.update(
             eps, state, x, sigma=sigma, sigma_next=below, key=inner_key, **extra
         )
-        z = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(noise_key)
+        # In float32 whatever the samples' type: the same noise, and in bfloat16 there would be 128
+        # values of it, none beyond 2.9.
+        z = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(noise_key)
         gap = sigma_next**2 - below**2
         # Twice `where`: the root's infinite slope at zero must not reach the levels' gradient.
         spread = jnp.where(gap > 0, jnp.sqrt(jnp.where(gap > 0, gap, 1.0)), 0.0)

@@ -116,6 +116,9 @@ def test_samples_keep_their_type(sampler, setting, dtype):
     x, cond = setting["x"].astype(dtype), setting["cond"].astype(dtype)
     x0, _ = run(sampler, setting, x=x, cond=cond)
     assert x0.dtype == dtype
+    assert jnp.isfinite(x0).all()
+    if dtype == jnp.float32:
+        np.testing.assert_allclose(x0, run(sampler, setting)[0], atol=1e-3)
 
     # A scan refuses a carry whose types change, and is traced here without being compiled.
     def scan(problem, levels):

@@ -89,3 +89,21 @@ def test_noise_is_independent_between_samples_and_steps():
     np.testing.assert_allclose(np.cov(z.T), np.eye(6), atol=4.5 / np.sqrt(20_000) * np.sqrt(2))
     between = np.corrcoef(z[:-1].ravel(), z[1:].ravel())[0, 1]
     assert abs(between) < 4.5 / np.sqrt(z.size)
+
+
+def test_precision_does_not_change_the_noise():
+    point, keys = gaussian(mean=[0.0] * 3, cov=np.zeros((3, 3))), sample_keys(0, 500)
+    drawn = {
+        dtype: sample(
+            point,
+            ancestral(),
+            jnp.array([2.0, 1.0]),
+            keys,
+            x=jnp.zeros((500, 3), dtype),
+            finish=identity,
+        )[0]
+        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16)
+    }
+    np.testing.assert_allclose(drawn[jnp.float32], drawn[jnp.float64], rtol=1e-6)
+    rounded = drawn[jnp.bfloat16].astype(float)
+    np.testing.assert_allclose(rounded, drawn[jnp.float64], rtol=1e-2)
