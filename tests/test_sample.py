@@ -20,7 +20,7 @@ from optdiff.sample import (
     sample_scan,
     start,
 )
-from optdiff.samplers import ancestral, ddim, from_transformation, ipndm, renoise, whole_batch
+from optdiff.samplers import ancestral, ddim, from_transformation, ipndm, whole_batch
 
 MODES = [sample, sample_scan]
 
@@ -170,18 +170,25 @@ def test_keys_are_folded_from_the_global_index():
     np.testing.assert_array_equal(jax.random.key_data(sample_keys(7, 5, start=2)), expected)
 
 
-def test_noise_differs_between_samples_steps_and_the_start(problem):
-    """Noise alone, read off steps that do nothing else, and the start's: no two agree."""
-    keys, levels = sample_keys(0, 3), jnp.ones(4)
-    from_zero = {"x": jnp.zeros((3, 4)), "finish": identity, "observe": lambda step: step.x_next}
-    still = optax.GradientTransformationExtraArgs(
-        optax.init_empty_state, lambda eps, state, x=None, **unused: (jnp.zeros_like(eps), state)
-    )
-    noisy = renoise(still, lambda sigma, sigma_next: 0.0 * sigma_next)
-    _, trace = sample(problem, noisy, levels, keys, **from_zero)
-    drawn = np.diff(np.concatenate([np.zeros((1, 3, 4)), trace.observed]), axis=0).ravel()
-    begun = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys).ravel()
-    assert len(np.unique(np.concatenate([drawn, begun]).round(9))) == 3 * 4 * 4
+def test_every_draw_has_a_key_of_its_own(problem, levels, keys):
+    """The start and each step: none has another's, nor the sample's own."""
+    used = [keys]
+
+    class Recording(type(problem)):
+        def prior(self, keys, sigma, cond=None):
+            used.append(keys)
+            return super().prior(keys, sigma, cond)
+
+    def update(eps, state, x=None, *, key, **unused):
+        used.append(key)
+        return jnp.zeros_like(x), state
+
+    recording = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    x = start(Recording(**vars(problem)), keys, levels[0])
+    sample(problem, recording, levels, keys, x=x)
+    drawn = np.concatenate([jax.random.key_data(k) for k in used])
+    assert len(used) == 2 + 5
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
 
 
 # --- guidance and conditions ---
