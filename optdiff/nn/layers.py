@@ -6,16 +6,18 @@ Modules take `dtype` (what they compute in) and `param_dtype` (what they store).
 taken in float32 at least, whatever `dtype` is.
 """
 
-import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
+
+from optdiff.nn.convolution import convolve, upsample_convolve
 
 Dtype = Any
 """A JAX float type such as `jnp.float32` or `jnp.bfloat16`."""
@@ -28,29 +30,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nnx.relu,
 }
 """Activations by the name that a checkpoint's `act_fn` gives them."""
-
-
-class Keys:
-    """Keys for initial parameters, `fold_in(key, 0), fold_in(key, 1), ...`, counted on the host.
-
-    Takes the place of `nnx.Rngs` inside a large network. That one counts in a variable, which
-    under `nnx.eval_shape` is traced, at a cost quadratic in the number of parameters (20 s for a
-    tiny SDXL, against 1 s).
-
-    >>> nnx.Linear(2, 3, rngs=Keys(jax.random.key(0))).kernel.shape
-    (2, 3)
-    """
-
-    def __init__(self, key: Key[Array, ""]):
-        self._key, self._count = key, itertools.count()
-
-    def params(self) -> Key[Array, ""]:
-        """The next key."""
-        return jax.random.fold_in(self._key, next(self._count))
-
-
-Rngs = nnx.Rngs | Keys
-"""Where a module takes the keys for its initial parameters from."""
 
 
 def group_norm(
@@ -114,21 +93,8 @@ class GroupNorm(nnx.Module):
         return group_norm(x, self.scale[...], self.bias[...], groups=self.groups, eps=self.eps)
 
 
-def conv(
-    in_channels: int,
-    out_channels: int,
-    size: int,
-    *,
-    stride: int = 1,
-    padding: tuple[int, int] | None = None,
-    dtype: Dtype | None = None,
-    param_dtype: Dtype = jnp.float32,
-    rngs: Rngs,
-) -> nnx.Conv:
-    """A square convolution with explicit padding: kernel (size, size, in, out) and bias (out,).
-
-    Padding is spelled out because XLA's SAME differs from what checkpoints were trained with
-    wherever there is a stride.
+class Conv(nnx.Module):
+    """`convolve` with its parameters, kernel (size, size, in, out) and bias (out,).
 
     Args:
       in_channels: channels of the input.
@@ -138,22 +104,41 @@ def conv(
       padding: zeros (before, after) in both directions; `(size - 1) // 2` on both sides if None.
       dtype: what to compute in; the promoted type of input and parameters if None.
       param_dtype: what to store.
-      rngs: random keys for the initial kernel.
+      rngs: keys for the initial kernel.
 
-    >>> conv(3, 8, 3, rngs=nnx.Rngs(0))(jnp.ones((1, 5, 4, 3))).shape
+    >>> Conv(3, 8, 3, rngs=nnx.Rngs(0))(jnp.ones((1, 5, 4, 3))).shape
     (1, 5, 4, 8)
     """
-    before, after = ((size - 1) // 2,) * 2 if padding is None else padding
-    return nnx.Conv(
-        in_channels,
-        out_channels,
-        (size, size),
-        strides=(stride, stride),
-        padding=((before, after), (before, after)),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: tuple[int, int] | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, in_channels, out_channels)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_channels, param_dtype))
+        self.stride, self.dtype = stride, dtype
+        self.padding = ((size - 1) // 2,) * 2 if padding is None else padding
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        return self.apply(partial(convolve, stride=self.stride, padding=self.padding), x)
+
+    def apply(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
+        """`product(x, kernel) + bias`, in the type that is computed in."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        dtype = self.dtype or jnp.result_type(x, kernel)
+        return product(x.astype(dtype), kernel.astype(dtype)) + bias.astype(dtype)[None, None, None]
+
+
+conv = Conv
 
 
 class Downsample(nnx.Module):
@@ -163,20 +148,9 @@ class Downsample(nnx.Module):
     only (autoencoder), as the checkpoints were trained.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        padding: int = 1,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
-    ):
+    def __init__(self, channels: int, *, padding: int = 1, rngs: nnx.Rngs, **types: Any):
         pad = (padding, padding) if padding else (0, 1)
-        self.conv = conv(
-            channels, channels, 3, stride=2, padding=pad,
-            dtype=dtype, param_dtype=param_dtype, rngs=rngs,
-        )  # fmt: skip
+        self.conv = Conv(channels, channels, 3, stride=2, padding=pad, rngs=rngs, **types)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         return self.conv(x)
@@ -189,9 +163,7 @@ def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
     [0.0, 0.0, 1.0]
     """
     for axis, out in zip((1, 2), size, strict=True):
-        if out == 2 * x.shape[axis]:
-            x = jnp.repeat(x, 2, axis)
-        elif out != x.shape[axis]:
+        if out != x.shape[axis]:
             x = jnp.take(x, np.arange(out) * x.shape[axis] // out, axis)
     return x
 
@@ -199,20 +171,15 @@ def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
 class Upsample(nnx.Module):
     """Nearest-neighbour upsampling, by two unless a size is given, then a 3x3 convolution."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
-    ):
-        self.conv = conv(channels, channels, 3, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, **types: Any):
+        self.conv = Conv(channels, channels, 3, rngs=rngs, **types)
 
     def __call__(
         self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None
     ) -> Float[Array, "b h2 w2 c"]:
-        return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+        if size in (None, (2 * x.shape[1], 2 * x.shape[2])):
+            return self.conv.apply(upsample_convolve, x)
+        return self.conv(nearest(x, size))
 
 
 class ResnetBlock(nnx.Module):
@@ -232,27 +199,23 @@ class ResnetBlock(nnx.Module):
         eps: float,
         temb_channels: int | None = None,
         scale_shift: bool = False,
-        output_scale: float = 1.0,
+        output_scale: float | int = 1,
         act: Callable[[Array], Array] = nnx.silu,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
     ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm: dict[str, Any] = {"groups": groups, "eps": eps, "param_dtype": param_dtype}
-        self.norm1 = GroupNorm(in_channels, **norm)
-        self.conv1 = conv(in_channels, out_channels, 3, **types, rngs=rngs)
+        shortcut = in_channels != out_channels
         width = out_channels * (2 if scale_shift else 1)
-        self.time_emb_proj = (
-            None if temb_channels is None else nnx.Linear(temb_channels, width, **types, rngs=rngs)
-        )
+        self.norm1 = GroupNorm(in_channels, **norm)
+        self.conv1 = Conv(in_channels, out_channels, 3, **types)
+        timed = temb_channels is not None
+        self.time_emb_proj = nnx.Linear(temb_channels, width, **types) if timed else None
         self.norm2 = GroupNorm(out_channels, **norm)
-        self.conv2 = conv(out_channels, out_channels, 3, **types, rngs=rngs)
-        self.conv_shortcut = (
-            None
-            if in_channels == out_channels
-            else conv(in_channels, out_channels, 1, **types, rngs=rngs)
-        )
+        self.conv2 = Conv(out_channels, out_channels, 3, **types)
+        self.conv_shortcut = Conv(in_channels, out_channels, 1, **types) if shortcut else None
         self.act, self.scale_shift, self.output_scale = act, scale_shift, output_scale
 
     def __call__(
@@ -273,7 +236,7 @@ class ResnetBlock(nnx.Module):
 
 
 def timestep_embedding(
-    t: Float[Array, "b"], dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+    t: Float[Array, "b"], dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float | int = 0
 ) -> Float[Array, "b {dim}"]:
     """Sines and cosines of `t * 10000^(-i / (dim/2 - freq_shift))` (arXiv 1706.03762, sec. 3.5).
 

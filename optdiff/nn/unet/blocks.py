@@ -11,10 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from optdiff.nn.attention import attention
-from optdiff.nn.layers import ACTIVATIONS, Downsample, GroupNorm, ResnetBlock, Rngs, Upsample, conv
+from optdiff.nn.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
 from optdiff.nn.unet.config import UNetConfig
 
 Image = Float[Array, "b h w c"]
+Resized = Float[Array, "b h2 w2 c2"]
+Images = list[Float[Array, "b _ _ _"]]
 Tokens = Float[Array, "b n c"]
 Time = Float[Array, "b e"]
 
@@ -23,7 +25,7 @@ class Attention(nnx.Module):
     """Multi-head attention of `x` over `context`, or over itself; only the output has a bias."""
 
     def __init__(
-        self, width: int, context_width: int, *, heads: int, head_dim: int, rngs: Rngs, **types
+        self, width: int, context_width: int, *, heads: int, head_dim: int, rngs: nnx.Rngs, **types
     ):
         inner = heads * head_dim
         self.heads = heads
@@ -45,7 +47,7 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Gated feed-forward layer, `(a * gelu(g)) W` with `a, g = x V` (arXiv 2002.05202, GEGLU)."""
 
-    def __init__(self, width: int, *, rngs: Rngs, **types):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, **types):
         self.proj_in = nnx.Linear(width, 8 * width, rngs=rngs, **types)
         self.proj_out = nnx.Linear(4 * width, width, rngs=rngs, **types)
 
@@ -68,7 +70,7 @@ class TransformerBlock(nnx.Module):
         heads: int,
         head_dim: int,
         only_cross: bool = False,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
         **types,
     ):
         def norm() -> nnx.LayerNorm:
@@ -106,7 +108,7 @@ class Transformer(nnx.Module):
         depth: int,
         heads: int,
         only_cross: bool = False,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
         **types,
     ):
         head_dim = channels // heads
@@ -115,7 +117,7 @@ class Transformer(nnx.Module):
         def proj(width: int, out: int) -> nnx.Module:
             if config.use_linear_projection:
                 return nnx.Linear(width, out, rngs=rngs, **types)
-            return conv(width, out, 1, rngs=rngs, **types)
+            return Conv(width, out, 1, rngs=rngs, **types)
 
         self.norm = GroupNorm(
             channels,
@@ -147,7 +149,12 @@ class Transformer(nnx.Module):
 
 
 def resnet(
-    in_channels: int, out_channels: int, config: UNetConfig, *, output_scale: float = 1.0, **rest
+    in_channels: int,
+    out_channels: int,
+    config: UNetConfig,
+    *,
+    output_scale: float | int = 1,
+    **rest,
 ) -> ResnetBlock:
     """A residual block as this config wants it."""
     return ResnetBlock(
@@ -169,7 +176,7 @@ class DownBlock(nnx.Module):
     Returns every intermediate image, for the skips; the last one goes on to the next stage.
     """
 
-    def __init__(self, index: int, config: UNetConfig, *, rngs: Rngs, **types):
+    def __init__(self, index: int, config: UNetConfig, *, rngs: nnx.Rngs, **types):
         widths = config.block_out_channels
         width, depths = widths[index], config.down_depths[index]
         inputs = (widths[max(index - 1, 0)],) + (width,) * (len(depths) - 1)
@@ -191,7 +198,7 @@ class DownBlock(nnx.Module):
         padding = config.downsample_padding
         self.downsample = None if last else Downsample(width, padding=padding, rngs=rngs, **types)
 
-    def __call__(self, x: Image, temb: Time, context: Float[Array, "b m d"]) -> list[Image]:
+    def __call__(self, x: Image, temb: Time, context: Float[Array, "b m d"]) -> Images:
         images = []
         for i, block in enumerate(self.resnets):
             x = block(x, temb)
@@ -203,7 +210,7 @@ class DownBlock(nnx.Module):
 class MidBlock(nnx.Module):
     """A residual block, then a transformer and another one unless `mid_block_type` has none."""
 
-    def __init__(self, config: UNetConfig, *, rngs: Rngs, **types):
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, **types):
         width = config.block_out_channels[-1]
         cross = config.mid_block_type == "UNetMidBlock2DCrossAttn"
         self.resnets = nnx.List(
@@ -240,7 +247,7 @@ class MidBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """Residual blocks, each on the image and one skip, transformers between, then upsampling."""
 
-    def __init__(self, index: int, config: UNetConfig, *, rngs: Rngs, **types):
+    def __init__(self, index: int, config: UNetConfig, *, rngs: nnx.Rngs, **types):
         widths = config.block_out_channels[::-1]
         width, depths = widths[index], config.up_depths[index]
         last = index == len(widths) - 1
@@ -269,11 +276,11 @@ class UpBlock(nnx.Module):
     def __call__(
         self,
         x: Image,
-        skips: list[Image],
+        skips: Images,
         temb: Time,
         context: Float[Array, "b m d"],
         size: tuple[int, int] | None,
-    ) -> Image:
+    ) -> Resized:
         for i, block in enumerate(self.resnets):
             x = block(jnp.concatenate([x, skips[-1 - i]], -1), temb)
             x = self.attentions[i](x, context) if self.attentions else x

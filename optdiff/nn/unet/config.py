@@ -90,7 +90,7 @@ class UNetConfig:
     out_channels: int = _field(4, _COUNT)
     center_input_sample: bool = _field(False, _FLAG)
     flip_sin_to_cos: bool = _field(True, _FLAG)
-    freq_shift: float = _field(0, _NUMBER)
+    freq_shift: float | int = _field(0, _NUMBER)
     down_block_types: tuple[str, ...] = _field(
         ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         _several(_one_of("CrossAttnDownBlock2D", "DownBlock2D")),
@@ -106,10 +106,10 @@ class UNetConfig:
     block_out_channels: tuple[int, ...] = _field((320, 640, 1280, 1280), _several(_COUNT))
     layers_per_block: int | tuple[int, ...] = _field(2, _COUNT | _several(_COUNT))
     downsample_padding: int = _field(1, _NATURAL)
-    mid_block_scale_factor: float = _field(1, _NUMBER)
+    mid_block_scale_factor: float | int = _field(1, _NUMBER)
     act_fn: str = _field("silu", _ACT)
     norm_num_groups: int = _field(32, _COUNT)
-    norm_eps: float = _field(1e-5, _NUMBER)
+    norm_eps: float | int = _field(1e-5, _NUMBER)
     cross_attention_dim: int | tuple[int, ...] = _field(1280, _COUNT | _several(_COUNT))
     transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = _field(
         1, _NATURAL | _several(_NATURAL | _several(_NATURAL))

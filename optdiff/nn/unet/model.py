@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from optdiff.nn.layers import ACTIVATIONS, Dtype, GroupNorm, Keys, Rngs, conv, timestep_embedding
+from optdiff.nn.layers import (
+    ACTIVATIONS,
+    Conv,
+    Dtype,
+    GroupNorm,
+    timestep_embedding,
+)
 from optdiff.nn.unet.blocks import DownBlock, MidBlock, UpBlock
 from optdiff.nn.unet.config import UNetConfig
 
@@ -32,7 +38,7 @@ class TimeMLP(nnx.Module):
         act: str = "silu",
         post_act: str | None = None,
         condition_dim: int | None = None,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
         **types,
     ):
         self.linear_1 = nnx.Linear(in_dim, out_dim, rngs=rngs, **types)
@@ -53,7 +59,7 @@ class TimeMLP(nnx.Module):
         return x if self.post_act is None else self.post_act(x)
 
 
-def _class_embedding(config: UNetConfig, *, rngs: Rngs, **types) -> nnx.Module | None:
+def _class_embedding(config: UNetConfig, *, rngs: nnx.Rngs, **types) -> nnx.Module | None:
     """The module that turns class labels into a vector of the time embedding's width."""
     width, dim = config.time_embed_dim, config.projection_class_embeddings_input_dim
     match config.class_embed_type:
@@ -93,15 +99,14 @@ class UNet(nnx.Module):
         self,
         config: UNetConfig,
         *,
-        rngs: Rngs,
+        rngs: nnx.Rngs,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         widths = config.block_out_channels
-        rngs = Keys(rngs.params())
         self.config, self.dtype = config, dtype
-        self.conv_in = conv(
+        self.conv_in = Conv(
             config.in_channels, widths[0], config.conv_in_kernel, rngs=rngs, **types
         )
         self.time_embedding = TimeMLP(
@@ -138,7 +143,7 @@ class UNet(nnx.Module):
         self.conv_norm_out = GroupNorm(
             widths[0], groups=config.norm_num_groups, eps=config.norm_eps, param_dtype=param_dtype
         )
-        self.conv_out = conv(
+        self.conv_out = Conv(
             widths[0], config.out_channels, config.conv_out_kernel, rngs=rngs, **types
         )
 
@@ -207,6 +212,10 @@ class UNet(nnx.Module):
                     f"unet: {name} is {'missing' if wanted else 'given'}, but the config has "
                     f"{field} = {getattr(config, field)!r}"
                 )
+        if added is not None and set(added) != {"text_embeds", "time_ids"}:
+            raise ValueError(
+                f"unet: added must hold text_embeds and time_ids, but holds {sorted(added)}"
+            )
         if timestep_cond is not None and config.time_cond_proj_dim is None:
             raise ValueError("unet: timestep_cond is given, but time_cond_proj_dim is not set")
 

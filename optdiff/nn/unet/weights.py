@@ -10,6 +10,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from optdiff.nn.abstract import abstract
 from optdiff.nn.unet.config import UNetConfig
 from optdiff.nn.unet.model import UNet
 
@@ -39,9 +40,9 @@ def names(config: UNetConfig) -> dict[str, tuple[str, Layout]]:
     >>> names(UNetConfig())["down_blocks.0.attentions.0.blocks.0.ff.proj_in.kernel"]
     ('down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight', 'linear')
     """
-    abstract = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    unet = abstract(lambda rngs: UNet(config, rngs=rngs))
     table = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(abstract, nnx.Param)):
+    for path, leaf in nnx.to_flat_state(nnx.state(unet, nnx.Param)):
         name = foreign = ".".join(map(str, path))
         for pattern, theirs in RENAMED:
             foreign = re.sub(pattern, theirs, foreign)

@@ -1,0 +1,91 @@
+"""convolve and upsample_convolve: every way of computing them, against PyTorch in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.test_util import check_grads
+from torch.nn.functional import conv2d, interpolate, pad
+
+from optdiff.nn import convolution
+from optdiff.nn.convolution import convolve, upsample_convolve
+
+
+def draw(shape, kernel, seed=0):
+    rng = np.random.default_rng(seed)
+    fan_in = np.prod(kernel[:3])
+    return rng.normal(size=shape), rng.normal(size=kernel) / np.sqrt(fan_in)
+
+
+def in_torch(x, kernel, stride=1, padding=(0, 0)):
+    before, after = padding
+    x = pad(torch.tensor(x).permute(0, 3, 1, 2), (before, after, before, after))
+    return conv2d(x, torch.tensor(kernel).permute(3, 2, 0, 1), stride=stride).permute(0, 2, 3, 1)
+
+
+def doubled(x):
+    x = interpolate(torch.tensor(x).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
+    return x.permute(0, 2, 3, 1).numpy()
+
+
+def relative(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("size, stride, padding", [
+    (3, 1, (1, 1)), (3, 2, (1, 1)), (3, 2, (0, 1)), (1, 1, (0, 0)), (5, 1, (2, 2)), (1, 2, (0, 0)),
+])  # fmt: skip
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 10)])
+def test_padding_is_what_it_says(size, stride, padding, height, width):
+    x, kernel = draw((2, height, width, 3), (size, size, 3, 5))
+    out = convolve(jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding)
+    assert relative(out, in_torch(x, kernel, stride, padding)) < 1e-14
+
+
+@pytest.mark.parametrize("batch, height, width, band", [
+    (1, 8, 8, 2**24), (2, 7, 5, 2**24), (1, 1, 1, 1), (2, 9, 6, 1), (1, 10, 9, 900),
+])  # fmt: skip
+def test_winograd_is_the_convolution(batch, height, width, band, monkeypatch):
+    """To rounding, for any size and any cut into bands."""
+    x, kernel = draw((batch, height, width, 3), (3, 3, 3, 5))
+    monkeypatch.setattr(convolution, "WINOGRAD_BAND", band)
+    out = jax.jit(convolution._winograd)(jnp.asarray(x), jnp.asarray(kernel))
+    assert relative(out, in_torch(x, kernel, padding=(1, 1))) < 1e-14
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (4, 3), (5, 8)])
+def test_upsampling_folds_into_the_kernel(height, width):
+    x, kernel = draw((2, height, width, 3), (3, 3, 3, 5))
+    out = jax.jit(convolution._folded)(jnp.asarray(x), jnp.asarray(kernel))
+    assert relative(out, in_torch(doubled(x), kernel, padding=(1, 1))) < 1e-14
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, kernel: convolve(x, kernel, padding=(1, 1)), upsample_convolve,
+])  # fmt: skip
+def test_fewer_multiplications_cost_no_digits(function):
+    """Where the fast ways are taken: fewer products, and float32 no worse than 1e-6 off."""
+    x, kernel = (a.astype(np.float32) for a in draw((1, 24, 24, 256), (3, 3, 256, 256)))
+    image = doubled(x) if function is upsample_convolve else x
+    exact = in_torch(image.astype(np.float64), kernel.astype(np.float64), padding=(1, 1))
+    compiled = jax.jit(function).lower(x, kernel).compile()
+    assert relative(compiled(x, kernel), exact) < 1e-6
+    flops = 2 * exact.numel() * 9 * 256
+    assert compiled.cost_analysis()["flops"] < 0.7 * flops
+
+
+@pytest.mark.parametrize("name", ["_fast_3x3", "_fast_upsampled"])
+def test_derivatives_in_both_directions(name):
+    def function(x, kernel):
+        return getattr(convolution, name)(jnp.asarray(x), jnp.asarray(kernel))
+
+    check_grads(function, draw((1, 5, 4, 3), (3, 3, 3, 2)), order=2)
+
+
+def test_half_precision_keeps_to_the_plain_way():
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in draw((1, 24, 24, 256), (3, 3, 256, 256)))
+    plain = convolution._same_3x3(x, kernel)
+    np.testing.assert_array_equal(convolve(x, kernel, padding=(1, 1)), plain)
