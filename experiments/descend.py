@@ -89,7 +89,7 @@ def gradients(name: str, problem, sigma: float) -> list[str]:
         error = np.abs(np.ravel(function(of, x)) - exact).max() / np.abs(exact).max()
         took = 1e3 * seconds(function, of, x, repeats=repeats)
         found = "" if of is problem and function is score else f"{error:.0e}"
-        table.append(f"| {name} | {way} | {calls} | {took:,.3g} ms | {found} |")
+        table.append(f"| {name} | {way} | {calls} | {took:,.2f} ms | {found} |")
     return table
 
 
