@@ -1,0 +1,222 @@
+"""Text-to-image in latents: a conditional network, an autoencoder, and prompts already encoded.
+
+This file owns what the parts mean to a sampler: conditions, priors, denoising and decoding. Where
+the parts come from is left to others, `stable_diffusion.py` for published checkpoints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from optdiff.denoisers import ScalingFn, precondition
+from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
+
+PIXELS_AT_ONCE = 2**20
+"""What the autoencoder works on at a time: four images of 512 x 512."""
+
+_TAG = 2**31 - 3  # draws the prompts; never a step's index
+
+
+class _Structure:
+    """A module without its weights, hashed once: jit asks at every call, and flax takes 10 ms."""
+
+    def __init__(self, graphdef: nnx.GraphDef):
+        self.graphdef, self._hash = graphdef, hash(graphdef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Structure):
+            return NotImplemented
+        return self is other or (self._hash, self.graphdef) == (other._hash, other.graphdef)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["structure"])
+@dataclass(frozen=True)
+class Network:
+    """A flax module as a pytree whose leaves are its weights, by name, and whose rest is static."""
+
+    weights: PyTree[Array]
+    structure: _Structure
+
+    def module(self) -> nnx.Module:
+        """The module with these weights. Ask inside jit, where it costs nothing at run time."""
+        return nnx.merge(self.structure.graphdef, self.weights)
+
+
+def network(module: nnx.Module) -> Network:
+    """Split a module into its weights, which are shared with it, and its structure.
+
+    >>> dense = network(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> dense.weights["kernel"].shape, dense.module()(jnp.ones((1, 2))).shape
+    ((2, 3), (1, 3))
+    """
+    graphdef, state = nnx.split(module)
+    return Network(nnx.to_pure_dict(state), _Structure(graphdef))
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["unet", "vae", "prompts"],
+    meta_fields=["schedule", "scaling", "shape", "scheduler"],
+)
+@dataclass(frozen=True)
+class TextToImage:
+    """Latent diffusion (arXiv 2112.10752) as a problem. Images are in [0, 1].
+
+    A condition is a dict of arrays with the batch first: `context` (b, tokens, d), what the
+    network's cross-attention looks at, and whatever else the network takes by keyword, such as
+    SDXL's `added`. It has no reference set: metrics that compare with one do not apply.
+
+    Attributes:
+      unet: called as `unet(z, t, context, **rest of the condition)`.
+      vae: `encode(images).mode()` and `decode(latents)`, with images in [-1, 1].
+      prompts: conditions to draw from, with the prompts first.
+      schedule: the noise that the network was trained on.
+      scaling: what it predicts, one of the scalings of `denoisers`.
+      shape: of a sample, (height, width, channels).
+      scheduler: a checkpoint's `scheduler_config.json` as pairs of name and value, for those who
+        step as it does; empty where there is none.
+    """
+
+    unet: Network
+    vae: Network
+    prompts: Cond
+    schedule: NoiseSchedule
+    scaling: ScalingFn
+    shape: tuple[int, int, int]
+    scheduler: tuple[tuple[str, Any], ...] = ()
+
+    def condition(self, keys: Keys) -> Cond:
+        """One of the prompts for each sample."""
+        count = len(jax.tree.leaves(self.prompts)[0])
+        draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _TAG), (), 0, count))
+        return jax.tree.map(lambda leaf: leaf[draw(keys)], self.prompts)
+
+    def from_noise(self, noise: Samples, sigma: Sigma) -> Samples:
+        """Where sampling starts from unit noise: `sqrt(1 + sigma^2) n`, the marginal of data of
+        unit variance, which latents are scaled to have. To a variance-preserving network it is n:
+        these are the `latents` that diffusers' pipelines take."""
+        return (expand(jnp.sqrt(1.0 + sigma**2), noise) * noise).astype(noise.dtype)
+
+    def prior(self, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samples:
+        """`from_noise` of normal noise in float32."""
+        draw = jax.vmap(lambda key: jax.random.normal(key, self.shape, jnp.float32))
+        return self.from_noise(draw(keys), sigma)
+
+    def denoise(self, x: Samples, sigma: Sigma, cond: Cond = None) -> Samples:
+        """The network's estimate of the latents without noise."""
+        if cond is None:
+            raise ValueError("text-to-image needs a condition per sample, but cond is None")
+        unet = self.unet.module()
+
+        def call(z, t, cond):
+            rest = {name: value for name, value in cond.items() if name != "context"}
+            return unet(z, t, cond["context"], **rest)
+
+        return precondition(call, self.scaling, self.schedule)(x, sigma, cond)
+
+    def encode(self, images: Float[Array, "b h w c"]) -> Samples:
+        """The likeliest latents of images (b, h, w, 3) in [0, 1]."""
+        return _in_batches(partial(_encode, self.vae), images, images.shape[1:3])
+
+    def decode(self, x0: Samples) -> Float[Array, "b h w c"]:
+        """Images (b, h, w, 3) in [0, 1] from latents, a few at a time."""
+        pixels = jax.eval_shape(_decode, self.vae, x0[:1]).shape[1:3]
+        return _in_batches(partial(_decode, self.vae), x0, pixels)
+
+    def reference(self, keys: Keys, cond: Cond = None) -> Samples:
+        raise ValueError(
+            "a text-to-image problem has no reference set; choose metrics that ask for none, "
+            "such as metrics=stable_diffusion"
+        )
+
+    @property
+    def finish(self) -> Callable[[Callable, Samples, Sigma], Samples]:
+        """How the checkpoint's DDIM finishes, see `settle`; goes with levels of its own spacing."""
+        to_zero = dict(self.scheduler).get("set_alpha_to_one", True)
+        return settle(0.0 if to_zero else self.schedule.sigma_min)
+
+
+@cache
+def settle(sigma_last: float) -> Callable[[Callable, Samples, Sigma], Samples]:
+    """Finish with an Euler step to `sigma_last`, and read the result as a variance-preserving
+    model does: `x0 = (x - (sigma - sigma_last) eps) / sqrt(1 + sigma_last^2)`.
+
+    At 0 it is `denoise`. Published Stable Diffusion checkpoints say `set_alpha_to_one = false`:
+    their DDIM (arXiv 2010.02502, eq. 12, in diffusers) ends at the lowest level it was trained at,
+    and what is decoded keeps that noise.
+
+    Args:
+      sigma_last: where to stop, at most the last level.
+
+    >>> x0 = settle(0.0)(lambda x, sigma: x / sigma, jnp.ones((1, 2)), jnp.array(2.0))
+    >>> x0.tolist()
+    [[0.0, 0.0]]
+    """
+    alpha = (1.0 + sigma_last**2) ** -0.5
+
+    def finish(eps_fn, x, sigma):
+        step = expand(sigma - sigma_last, x)
+        return (alpha * (x - step * eps_fn(x, sigma))).astype(x.dtype)
+
+    return finish
+
+
+def slerp(
+    a: Float[Array, "1 ..."], b: Float[Array, "1 ..."], fraction: Float[Array, "n"]
+) -> Float[Array, "n ..."]:
+    """Along the great circle from a to b (Shoemake 1985), which keeps the length of noise:
+    `sin((1 - f) w) / sin(w) a + sin(f w) / sin(w) b`, w the angle between them.
+
+    Where they point the same way, and opposite ways, the path is straight.
+
+    Args:
+      a, b: one sample each, (1, ...).
+      fraction: (n,), 0 is a and 1 is b.
+
+    Returns:
+      (n, ...).
+
+    >>> halfway = slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([0.5]))
+    >>> [round(c, 4) for c in halfway[0].tolist()]
+    [0.7071, 0.7071]
+    """
+    lengths = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    cosine = jnp.vdot(a, b) / jnp.where(lengths > 0, lengths, 1.0)
+    straight = jnp.abs(cosine) > 0.9995
+    angle = jnp.arccos(jnp.where(straight, 0.0, cosine))
+    begin = jnp.where(straight, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
+    end = jnp.where(straight, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
+    return (expand(begin, a) * a + expand(end, a) * b).astype(a.dtype)
+
+
+@jax.jit
+def _encode(vae: Network, images: Samples) -> Samples:
+    return vae.module().encode(2.0 * images - 1.0).mode()
+
+
+@jax.jit
+def _decode(vae: Network, latents: Samples) -> Samples:
+    return jnp.clip(vae.module().decode(latents) / 2.0 + 0.5, 0.0, 1.0)
+
+
+def _in_batches(work: Callable[[Samples], Samples], x: Samples, size: tuple[int, int]) -> Samples:
+    """Do the work on as many samples at a time as memory bears, all of one shape."""
+    at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    if len(x) <= at_once:
+        return work(x)
+    done = []
+    for first in range(0, len(x), at_once):
+        batch = x[first : first + at_once]
+        short = at_once - len(batch)
+        padded = jnp.pad(batch, [(0, short)] + [(0, 0)] * (x.ndim - 1)) if short else batch
+        done.append(work(padded)[: len(batch)])
+    return jnp.concatenate(done)
