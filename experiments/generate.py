@@ -1,0 +1,167 @@
+"""Generate images from prompts, or from an image and prompts, with a text-to-image problem.
+
+python experiments/generate.py problem.path=FOLDER prompt="a red cube" nfe=30 seed=1
+python experiments/generate.py problem.path=FOLDER prompt="an astronaut" guidance=[1,3,7,14]
+python experiments/generate.py problem.path=FOLDER prompt="a cat" prompt_to="a dog" images=7
+python experiments/generate.py from=outputs/.../000.png
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _generate import recalled, refuse, settled, verbatim
+from _sweep import build, check_targets, run, single
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from optdiff import grids
+from optdiff.denoisers import Guided
+from optdiff.images import read_image, tile, to_pixels, write_png
+from optdiff.nn.tensorfile import CheckpointError
+from optdiff.problems.text_to_image import TextToImage, slerp
+from optdiff.sample import Step, denoise, levels_within, sample, sample_keys, start
+from optdiff.types import Cond, Keys, Levels, Samples
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
+def main(config: DictConfig) -> None:
+    given, index = recalled(config)
+    check_targets(given, "config")
+    config = settled(given)
+    folder = Path(config["out"])
+    if not single():
+        folder /= str(HydraConfig.get().job.num)
+    generate(config, folder, index)
+
+
+def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> None:
+    """Make the images of a settled configuration, or only one of them, and write them down."""
+    scales, end = config["guidance"], config["prompt_to"]
+    prompts = config["prompt"] + ([] if end is None else [end])
+    problem = assemble(config, prompts=prompts, guidance=scales[0])
+    model = getattr(problem, "problem", problem)  # guidance wraps it
+    sampler = build(config["sampler"])
+    levels, finish = route(config, model, levels_within(sampler, config["nfe"], model.shape))
+    keys, noise, cond = starts(config, model)
+    x = begin(config, model, noise, levels[0])
+    # Prompts are in cond by now; as leaves of the problem their number would be compiled in.
+    silent = dataclasses.replace(model, prompts=None)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if only is None:
+        np.save(folder / "latents.npy", noise[: config["images"]])
+    note = {name: value for name, value in config.items() if name not in ("out", "preview", "from")}
+    count, batch = len(x), min(config["batch"], len(x))
+    jobs = [(row, first) for row in range(len(scales)) for first in range(0, count, batch)]
+    if only is not None:  # with the company it had, whose number may move its last bits
+        jobs = [job for job in jobs if job[0] * count + job[1] <= only][-1:]
+    pictures = []
+    with tqdm(total=len(jobs) * len(levels), unit="step", disable=None) as bar:
+        for row, first in jobs:
+            chosen = np.arange(first, first + batch) % count  # filled up: one shape, one program
+            scale = scales[row]
+            guided = silent if scale is None else Guided(silent, float(scale), problem.uncond)
+            watch = partial(step, bar, model, folder, row * count + first, config["preview"])
+            take = partial(jax.tree.map, lambda leaf: leaf[chosen])  # noqa: B023
+            x0, _ = sample(
+                guided, sampler, levels, take(keys), cond=take(cond), x=take(x), finish=finish,
+                on_step=watch,
+            )  # fmt: skip
+            images = to_pixels(model.decode(x0))
+            bar.update()
+            for i, pixels in enumerate(images[: count - first], row * count + first):
+                if only in (None, i):
+                    write_png(folder / f"{i:03}.png", pixels, {"config": note, "index": i})
+                    pictures.append(pixels)
+    if only is None:
+        whole = tile(np.stack(pictures), config["images"])
+        write_png(folder / "grid.png", whole, {"config": note, "index": None})
+    print(folder / ("grid.png" if only is None else f"{only:03}.png"))
+
+
+def assemble(config: dict[str, Any], **asked: Any) -> Any:
+    """The problem as it is asked for here, or what its checkpoint lacks."""
+    asked |= {name: config[name] for name in ("negative", "height", "width")}
+    # Words must not pass through Hydra again, which would look for interpolations in them.
+    make = build(config["problem"] | {"_partial_": True})
+    try:
+        return make(**asked)
+    except (CheckpointError, ValueError) as error:
+        refuse([f"problem: {error}"])
+
+
+def route(config: dict[str, Any], model: TextToImage, n: int) -> tuple[Levels, Any]:
+    """The levels, from the highest or from the strength asked for, and how to finish."""
+    try:
+        if config.get("grid") is None:
+            grid, finish = grids.from_scheduler_config(dict(model.scheduler)), model.finish
+        else:
+            grid, finish = build(config["grid"]), denoise
+        levels = grid(model.schedule, n)
+    except ValueError as error:
+        refuse([str(error)])
+    if config["strength"] is None:
+        return levels, finish
+    # Strength is a share of the trained time, so it means one noise level whatever the grid.
+    top = model.schedule.t(jnp.asarray(model.schedule.sigma_max))
+    first = int(jnp.argmin(jnp.abs(model.schedule.t(levels) - config["strength"] * top)))
+    return levels[0 if config["strength"] == 1 else first :], finish
+
+
+def starts(config: dict[str, Any], model: TextToImage) -> tuple[Keys, Samples, Cond]:
+    """Key, unit noise and condition of each image of one guidance scale, prompt after prompt."""
+    images, prompts = config["images"], len(config["prompt"])
+    keys, level = sample_keys(config["seed"], images), jnp.zeros(())
+    between = jnp.linspace(0.0, 1.0, images)
+    cond = jax.tree.map(lambda leaf: jnp.repeat(leaf, images, axis=0), model.prompts)
+    if config["prompt_to"] is not None:
+        cond = jax.tree.map(lambda leaf: slerp(leaf[:1], leaf[1:], between), model.prompts)
+    noise = given_noise(config, model) if config["latents"] else start(model, keys, level)
+    if config["seed_to"] is not None:
+        noise = slerp(noise[:1], start(model, sample_keys(config["seed_to"], 1), level), between)
+    elif config["prompt_to"] is not None:
+        noise = jnp.repeat(noise[:1], images, axis=0)
+    if config["seed_to"] is not None or config["prompt_to"] is not None:
+        keys = keys[np.zeros(images, int)]  # a path that is smooth in what is injected, too
+    return keys[np.tile(np.arange(images), prompts)], jnp.tile(noise, (prompts, 1, 1, 1)), cond
+
+
+def given_noise(config: dict[str, Any], model: TextToImage) -> Samples:
+    """The latents of a file, in the layout of ours or of PyTorch's pipelines."""
+    noise = np.load(config["latents"])[: config["images"]].astype(np.float32)
+    h, w, c = model.shape
+    if noise.shape[1:] == (c, h, w) != (h, w, c):
+        noise = noise.transpose(0, 2, 3, 1)
+    if noise.shape[1:] != (h, w, c):
+        refuse([f"latents have shape {noise.shape}, but images need (n, {h}, {w}, {c})"])
+    return jnp.asarray(noise)
+
+
+def begin(config: dict[str, Any], model: TextToImage, noise: Samples, sigma: Any) -> Samples:
+    """Where sampling starts: in noise, or near an image."""
+    if config["init_image"] is None or config["strength"] == 1:
+        return model.from_noise(noise, sigma)
+    image = read_image(config["init_image"], (config["height"], config["width"]))
+    latents = model.encode(jnp.asarray(image)[None])
+    return latents + (sigma * noise).astype(noise.dtype)
+
+
+def step(bar: tqdm, model: TextToImage, folder: Path, first: int, every: int | None, at: Step):
+    """Move the bar, and every so many steps show what the images look like by now."""
+    bar.update()
+    if every and (at.i + 1) % every == 0:
+        shown = to_pixels(model.decode(at.x - (at.sigma * at.eps).astype(at.x.dtype)))
+        write_png(folder / f"preview_{first:03}_{at.i + 1:03}.png", tile(shown, len(shown)))
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = [verbatim(argument) for argument in sys.argv[1:]]
+    sys.exit(run(main))

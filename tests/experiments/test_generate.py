@@ -1,0 +1,297 @@
+"""Images from prompts: the same as PyTorch's, made again from themselves, and nothing lost."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+import generate
+from _generate import recalled, settled, verbatim
+from _sweep import ConfigError
+from stable_diffusion_folder import write
+
+from optdiff import results
+from optdiff.images import read_note
+from optdiff.problems import stable_diffusion
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+torch.set_num_threads(1)  # its idle threads spin, which costs others more than they bring here
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, which is read once for all that happens in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stable_diffusion, "load", functools.cache(stable_diffusion.load))
+        yield write(tmp_path_factory.mktemp("sd15"), "sd15")
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """`ask(*arguments)`: the configuration that the command line would come to."""
+    monkeypatch.setenv("OPTDIFF_RUN", "run")
+    monkeypatch.chdir(tmp_path)
+
+    def compose(*arguments):
+        with hydra.initialize_config_dir(str(EXPERIMENTS.parent / "conf"), version_base="1.3"):
+            overrides = [verbatim(argument) for argument in arguments]
+            config = hydra.compose("generate", overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        given, index = recalled(config)
+        return settled(given), index
+
+    return compose
+
+
+@pytest.fixture
+def make(ask, folder, tmp_path):
+    """`make(name, *arguments)` generates into the folder of that name, without a new process."""
+
+    def run(name, *arguments):
+        source = () if any(a.startswith("from=") for a in arguments) else (
+            f"problem.path={folder}", "nfe=4", "batch=2", "images=2",
+        )  # fmt: skip
+        config, only = ask(*source, *arguments)
+        generate.generate(config, tmp_path / name, only)
+        return sorted((tmp_path / name).glob("[0-9]*.png"))
+
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def apart(a, b):
+    return np.abs(pixels(a) - pixels(b)).max()
+
+
+def test_one_command_makes_the_image_that_diffusers_makes(folder, tmp_path):
+    prompt = 'a red cube, "the" yellow sphere\'s {photo} = (1:2) [on] ${x}'
+    arguments = ["problem=stable_diffusion", f"problem.path={folder}", "nfe=8", "seed=1"]
+    command = [sys.executable, EXPERIMENTS / "generate.py", *arguments, f"prompt={prompt}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [out] = (tmp_path / "outputs").iterdir()
+    assert str((out / "grid.png").relative_to(tmp_path)) in done.stdout
+    assert read_note(out / "000.png")["config"]["prompt"] == [prompt]
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    config = dict(pipeline.scheduler.config) | {"clip_sample": False}
+    pipeline.scheduler = DDIMScheduler.from_config(config)
+    latents = torch.from_numpy(np.load(out / "latents.npy").transpose(0, 3, 1, 2).copy())
+    theirs = pipeline(prompt, latents=latents, num_inference_steps=8, guidance_scale=7.5).images[0]
+    assert np.abs(pixels(out / "000.png") - np.asarray(theirs).astype(int)).max() <= 2
+    np.testing.assert_array_equal(pixels(out / "grid.png"), pixels(out / "000.png"))
+
+
+def test_images_make_themselves_again(make, tmp_path):
+    made = make("one", "prompt=a red cube", "images=3", "guidance=[1,7]", "seed=5")
+    assert [p.name for p in made] == [f"{i:03}.png" for i in range(6)]
+    assert pixels(tmp_path / "one/grid.png").shape == (2 * 32, 3 * 32, 3)
+    for i in (2, 4):
+        [again] = make(f"again{i}", f"from={made[i]}")
+        assert again.name == made[i].name and apart(again, made[i]) == 0
+        assert read_note(again) == read_note(made[i])
+    everything = make("all", f"from={tmp_path / 'one/grid.png'}")
+    assert [apart(a, b) for a, b in zip(everything, made, strict=True)] == [0] * 6
+    [changed] = make("changed", f"from={made[1]}", "seed=6", "sampler=dpmpp_2m")
+    assert apart(changed, made[1]) > 10
+    config = read_note(changed)["config"]
+    assert (config["seed"], config["sampler"]["_target_"]) == (6, "optdiff.samplers.dpmpp_2m")
+
+
+def test_image_i_is_the_same_in_any_batch_and_row(make):
+    rows = make("a", "prompt=a blue sphere, yellow", "guidance=[2,7.5]")
+    alone = make("b", "prompt=a blue sphere, yellow", "batch=1")
+    assert [apart(rows[2 + i], alone[i]) <= 2 for i in range(2)] == [True] * 2
+    assert apart(rows[0], rows[2]) > 10 and apart(rows[0], rows[1]) > 10
+
+
+@pytest.mark.slow
+def test_one_guidance_needs_no_second_pass(make):
+    guided, plain = (make(g, "prompt=a cube", f"guidance={g}") for g in ("1", "null"))
+    assert [apart(a, b) <= 2 for a, b in zip(guided, plain, strict=True)] == [True] * 2
+
+
+def test_prompts_come_from_files_line_by_line(make, tmp_path):
+    (tmp_path / "prompts.txt").write_text('a red cube, "big"\n\nphoto of the sphere\n')
+    made = make("a", "prompt_file=prompts.txt")
+    prompts = ['a red cube, "big"', "photo of the sphere"]
+    assert read_note(made[0])["config"]["prompt"] == prompts and len(made) == 4
+    (tmp_path / "prompts.txt").unlink()
+    [again] = make("b", f"from={made[2]}")
+    assert apart(again, made[2]) == 0 and apart(made[0], made[2]) > 10
+
+
+def test_latents_are_taken_in_either_layout(make, tmp_path):
+    drawn = make("a", "prompt=a red cube")
+    noise = np.load(tmp_path / "a/latents.npy")
+    assert noise.shape == (2, 16, 16, 4) and abs(noise.std() - 1) < 0.1
+    np.save(tmp_path / "torch.npy", noise.transpose(0, 3, 1, 2))
+    np.save(tmp_path / "small.npy", noise[:, :8])
+    for name in ("a/latents.npy", "torch.npy"):
+        given = make(f"from_{name[0]}", "prompt=a red cube", f"latents={tmp_path / name}", "seed=9")
+        assert [apart(a, b) for a, b in zip(given, drawn, strict=True)] == [0, 0]
+    with pytest.raises(ConfigError, match=r"\(2, 8, 16, 4\), but images need \(n, 16, 16, 4\)"):
+        make("c", "prompt=a red cube", f"latents={tmp_path / 'small.npy'}")
+
+
+def test_strength_leads_from_the_image_to_noise(make, tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((32, 32))
+    smooth.save(tmp_path / "init.png")
+    asked = ("prompt=a cube", "grid=karras", "guidance=1")
+    images = {
+        s: make(f"s{s}", *asked, "init_image=init.png", f"strength={s}")[0] for s in (0, 0.5, 1)
+    }
+    assert apart(images[1], make("noise", *asked)[0]) == 0
+    through = make("through", "prompt=a cube", "init_image=init.png", "strength=0.0")[0]
+    distance = {s: np.abs(pixels(p) - pixels(through)).mean() for s, p in images.items()}
+    assert distance[0] < distance[0.5] < distance[1]
+
+
+def test_strength_starts_at_the_nearest_level_of_the_trained_time(folder, ask):
+    config, _ = ask(f"problem.path={folder}", "prompt=a")
+    problem = generate.assemble(config, guidance=None)
+    whole, _ = generate.route(config, problem, 10)  # timesteps 901, 801, ... 101, 1
+    steps = {0.0: 1, 0.04: 1, 0.1: 2, 0.54: 6, 0.56: 7, 0.99: 10, 1.0: 10}
+    for strength, count in steps.items():
+        levels, _ = generate.route(config | {"strength": strength}, problem, 10)
+        np.testing.assert_array_equal(levels, whole[-count:])
+
+
+def test_paths_between_prompts_and_seeds_keep_their_ends(make):
+    path = make("path", "prompt=a red cube", "prompt_to=blue", "seed=1", "seed_to=2", "images=4")
+    ends = make("a", "prompt=a red cube", "seed=1"), make("b", "prompt=blue", "seed=2")
+    assert apart(path[0], ends[0][0]) <= 2 and apart(path[3], ends[1][0]) <= 2
+    assert min(apart(a, b) for a, b in zip(path[1:], path[:-1], strict=True)) > 10
+    words = make("words", "prompt=a red cube", "prompt_to=blue", "seed=1")
+    assert apart(words[0], ends[0][0]) <= 2 and apart(words[1], words[0]) > 10
+
+
+def test_previews_show_every_so_many_steps(make, tmp_path):
+    make("a", "prompt=a red cube", "preview=2", "nfe=6")
+    shown = sorted(p.name for p in (tmp_path / "a").glob("preview*"))
+    assert shown == ["preview_000_002.png", "preview_000_004.png"]
+    assert pixels(tmp_path / "a" / shown[0]).shape == (32, 64, 3)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red cube",
+        "cat, dog",
+        "it's",
+        '"quoted" in part',
+        "a=b: {c} (d) [e] \\ f\\",
+        "${oc.env:HOME} $x",
+        "[bracket] first",
+        " spaces ",
+        "7",
+        "ünï 🚀",
+        "null and void",
+        "a 'b' \"c\", \\'d\\'",
+    ],
+)
+def test_words_are_taken_as_they_stand(ask, prompt):
+    config, _ = ask("problem.path=x", f"prompt={prompt}", f"negative={prompt}")
+    assert config["prompt"] == [prompt] and str(config["negative"]) == prompt
+
+
+def test_lists_and_quotes_around_the_whole_are_hydras(ask):
+    config, _ = ask("problem.path=x", """prompt=['a, b', "it's"]""", "negative=null")
+    assert config["prompt"] == ["a, b", "it's"] and config["negative"] is None
+    assert ask("problem.path=x", "prompt='a, b'")[0]["prompt"] == ["a, b"]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ([], "give one of prompt"),
+        (["prompt=a", "prompt_file=b"], "give one of prompt"),
+        (["prompt_file=nowhere.txt"], "nowhere.txt"),
+        (["prompt=a", "strength=0.5"], "init_image.* which is not given"),
+        (["prompt=a", "init_image=nowhere.png"], "nowhere.png"),
+        (["prompt=a", "init_image=image.png", "strength=1.5"], "strength = 1.5 must lie between"),
+        (["prompt=a", "init_image=image.png", "strength=-1"], "strength = -1 must lie between"),
+        (["prompt=a", "init_image=noise.npy"], "noise.npy: not an image"),
+        (["prompt=a", "height=100"], "height = 100 must be a positive multiple of 8"),
+        (["prompt=a", "width=0"], "width = 0"),
+        (["prompt=a", "images=0"], "images = 0"),
+        (["prompt=a", "nfe=many"], "nfe = 'many' must be a whole number"),
+        (["prompt=a", "guidance=[1,high]"], "guidance = .* must be a number"),
+        (["prompt=a", "guidance=[]"], "guidance"),
+        (["prompt=['a','b']", "seed_to=3"], "seed_to lead from one prompt"),
+        (["prompt=a", "latents=nowhere.npy"], "nowhere.npy"),
+        (["prompt=a", "latents=image.png"], "latents: "),
+        (["prompt=a", "latents=noise.npy", "images=3"], "3 images asked for, but 2 latents given"),
+        (["prompt=a", "out=."], "out = . is there already"),
+        (["from=nowhere.png"], "nowhere.png"),
+        (["from=image.png"], "does not say how it was made"),
+    ],
+)
+def test_faults_are_named_before_anything_is_opened(ask, tmp_path, arguments, told):
+    np.save(tmp_path / "noise.npy", np.zeros((2, 16, 16, 4), np.float32))
+    Image.new("RGB", (40, 33)).save(tmp_path / "image.png")
+    with pytest.raises(ConfigError, match=told):
+        ask("problem.path=nowhere", *arguments)
+
+
+def test_all_faults_are_named_at_once_and_nothing_is_made(tmp_path):
+    command = [sys.executable, EXPERIMENTS / "generate.py", "height=3", "nfe=0"]
+    done = subprocess.run(
+        [*command, "problem.path=nowhere"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    for told in ("give one of prompt", "height = 3", "nfe = 0"):
+        assert told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_not_there_is_named(ask):
+    config, _ = ask("problem.path=no/where", "prompt=a")
+    with pytest.raises(ConfigError, match="problem: no/where: no such file or folder"):
+        generate.generate(config, Path("out"))
+    assert not os.path.exists("out")
+    with pytest.raises(ConfigError, match=r"problem\.path must be given"):
+        ask("prompt=a")
+
+
+def test_the_size_of_an_image_is_kept_in_whole_latents(ask, tmp_path):
+    Image.new("RGB", (40, 33)).save(tmp_path / "image.png")
+    config, _ = ask("problem.path=x", "prompt=a", "init_image=image.png", "width=64")
+    assert (config["height"], config["width"], config["strength"]) == (32, 64, 0.8)
+
+
+@pytest.mark.slow
+def test_samplers_are_compared_on_a_checkpoint_in_latents(folder, tmp_path):
+    sizes = ["samples=2", "batch=2", "exact.levels=9"]
+    command = [sys.executable, EXPERIMENTS / "evaluate.py", f"problem.path={folder}", *sizes]
+    done = subprocess.run(
+        [*command, "problem=stable_diffusion", "sampler=dpmpp_2m", "nfe=8"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    [row] = results.load(tmp_path / "results/scratch")
+    assert row["status"] == "ok" and row["nfe"] == 8 and row["passes"] == 16
+    assert 0 < row["metrics"]["trajectory_error"] < 10 and row["floor"] == {}
+    artifact = results.load_artifact(tmp_path / "results/scratch", row["key"])
+    assert artifact["samples"].shape == (2, 32, 32, 3) and "reference" not in artifact
