@@ -95,12 +95,12 @@ def per_sample(tx: optax.GradientTransformation) -> Sampler:
     batch at once, each sample under its own condition. Our own samplers need no wrapping: they
     expect the batch axis and keep samples apart.
 
-    >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+    >>> x = jnp.array([[0.0, 4.0], [2.0, 0.0]])
     >>> tx = per_sample(optax.normalize_by_update_norm())
     >>> keys = jax.vmap(jax.random.key)(jnp.arange(2))
     >>> levels = dict(sigma=jnp.array(1.0), sigma_next=jnp.array(0.5), steps_left=1)
     >>> tx.update(x, tx.init(x), x, key=keys, eps_fn=None, **levels)[0].round(3).tolist()
-    [[0.6, 0.8], [0.0, 1.0]]
+    [[0.0, 1.0], [1.0, 0.0]]
     """
     tx = optax.with_extra_args_support(tx)
 
