@@ -24,6 +24,9 @@ def problem():
     return mixture(means=MEANS, stds=STDS, weights=WEIGHTS)
 
 
+denoise = jax.jit(lambda problem, x, sigma: problem.denoise(x, sigma))
+
+
 def in_float32(problem):
     return jax.tree.map(lambda a: a.astype(jnp.float32), problem)
 
@@ -105,14 +108,14 @@ def test_target_is_the_marginal_without_noise(problem):
 @pytest.mark.parametrize("std", [0.1, 1e-3])
 def test_float32_stays_right_at_tiny_noise_and_far_away(std, away):
     """Where a diverging sampler leads: no NaN, and D as exact as float32 can hold x itself."""
-    problem = mixture(stds=std)
-    sigma = jnp.repeat(jnp.array([1e-3, 0.02, 1.0, 80.0]), 8)
-    x = problem.prior(sample_keys(5, 32), sigma)
-    x = (x + away * jax.random.normal(jax.random.key(0), x.shape)).astype(jnp.float32)
-    found = jax.jit(lambda p, x, s: p.denoise(x, s))(
-        in_float32(problem), x, sigma.astype(jnp.float32)
+    problem, rng = mixture(stds=std), np.random.default_rng(0)
+    sigma = np.repeat([1e-3, 0.02, 1.0, 80.0], 8)
+    x = problem.means[rng.integers(12, size=32)] + np.hypot(std, sigma)[:, None] * rng.normal(
+        size=(32, 16)
     )
-    exact = problem.denoise(x.astype(float), sigma)
+    x = (x + away * rng.normal(size=x.shape)).astype(jnp.float32)
+    found = denoise(in_float32(problem), x, jnp.asarray(sigma, jnp.float32))
+    exact = denoise(problem, x.astype(float), jnp.asarray(sigma))
     assert found.dtype == jnp.float32
     scale = np.maximum(np.abs(x).max(axis=1, keepdims=True), 1)
     assert np.max(np.abs(found - exact) / scale) < 2e-5
