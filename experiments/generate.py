@@ -35,11 +35,10 @@ from optdiff.types import Cond, Keys, Levels, Samples
 def main(config: DictConfig) -> None:
     given, index = recalled(config)
     check_targets(given, "config")
+    if not single():  # several jobs share a place, each in a folder of its own
+        given["out"] = f"{given['out']}/{HydraConfig.get().job.num}"
     config = settled(given)
-    folder = Path(config["out"])
-    if not single():
-        folder /= str(HydraConfig.get().job.num)
-    generate(config, folder, index)
+    generate(config, Path(config["out"]), index)
 
 
 def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> None:

@@ -279,6 +279,15 @@ def test_the_size_of_an_image_is_kept_in_whole_latents(ask, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_gives_every_job_a_folder(folder, tmp_path):
+    command = [sys.executable, EXPERIMENTS / "generate.py", "-m", f"problem.path={folder}"]
+    arguments = ["prompt=a cube, red", "nfe=2", "sampler=ddim,dpmpp_2m", "out=mine"]
+    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/0/grid.png").exists() and (tmp_path / "mine/1/grid.png").exists()
+
+
+@pytest.mark.slow
 def test_samplers_are_compared_on_a_checkpoint_in_latents(folder, tmp_path):
     sizes = ["samples=2", "batch=2", "exact.levels=9"]
     command = [sys.executable, EXPERIMENTS / "evaluate.py", f"problem.path={folder}", *sizes]
