@@ -260,6 +260,8 @@ def _trace_panel(
     for method, arrays in of_method.items():
         if name in arrays:
             known = np.isfinite(arrays[name]).any(axis=1)
+            if not known.any():
+                continue  # a single step has no gradient before it to take a cosine with
             medians = np.nanmedian(arrays[name][known], axis=1)
             lines[method] = (arrays["sigma"][known], medians)
     axes.set_xscale("log")

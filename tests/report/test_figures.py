@@ -211,3 +211,10 @@ def test_all_kinds_of_samples_are_shown(tmp_path, shape):
     report(tmp_path)
     picture = imread(tmp_path / "samples.png")
     assert picture.shape[1] < 1000 and (picture < 0.9).any()
+
+
+def test_a_single_step_has_no_cosine_and_is_drawn_all_the_same(tmp_path):
+    one = {"sigma": np.ones(1), "gradient_norm": np.ones((1, 2)), "distance": np.ones((1, 2))}
+    append(tmp_path, job(asked=2), one | {"cosine": np.full((1, 2), np.nan)})
+    report(tmp_path)
+    assert (tmp_path / "diagnostics.svg").stat().st_size > 0
