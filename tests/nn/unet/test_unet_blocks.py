@@ -73,7 +73,7 @@ def recorded():
         theirs.get_submodule(name).register_forward_hook(keep, with_kwargs=True)
     x = torch.randn(2, 4, 7, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     theirs(x, torch.tensor([3, 701]), CONTEXT)
-    return ours(CONFIG, theirs), calls
+    return ours(CONFIG, theirs.state_dict()), calls
 
 
 @pytest.mark.parametrize("name", BLOCKS)

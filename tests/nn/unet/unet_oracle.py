@@ -57,20 +57,21 @@ def redraw(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def oracle(config: dict, seed: int = 0) -> UNet2DConditionModel:
     """diffusers' network in float64."""
-    return redraw(UNet2DConditionModel.from_config(config).double().eval(), seed)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config).double().eval()
+    return redraw(unet.to_empty(device="cpu"), seed)
 
 
-def ours(config: dict, torch_unet: UNet2DConditionModel, dtype=jnp.float32) -> UNet:
-    """This package's network with the oracle's weights in float32."""
+def ours(config: dict, tensors: dict[str, torch.Tensor], dtype=jnp.float32) -> UNet:
+    """This package's network with the oracle's weights in float32; empties `tensors`."""
     parsed = UNetConfig.from_dict(config)
-    tensors = {k: v.numpy() for k, v in torch_unet.state_dict().items()}
     table = names(parsed)
     turn = {"conv": (2, 3, 1, 0), "linear": (1, 0)}
     graphdef, state = nnx.split(abstract(lambda rngs: UNet(parsed, rngs=rngs, dtype=dtype)))
     flat = []
     for path, leaf in nnx.to_flat_state(state):
         foreign, layout = table[".".join(map(str, path))]
-        tensor = tensors.pop(foreign)
+        tensor = tensors.pop(foreign).numpy()
         tensor = tensor.transpose(turn[layout]) if layout in turn else tensor
         assert tensor.shape == leaf.shape, (path, tensor.shape, leaf.shape)
         flat.append((path, leaf.replace(jnp.asarray(tensor, jnp.float32))))
