@@ -99,7 +99,7 @@ def load(
       CheckpointError: one error for all tensors of all parts that are missing, unexpected,
         mis-shaped or mistyped; and for anything in the files that cannot be trusted or understood.
 
-    >>> pipeline = load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=jnp.bfloat16)
+    >>> load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=jnp.bfloat16)  # doctest: +SKIP
     """
     weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
     needed = _DESCRIPTIONS + [f"{part}/{name}" for part in MODULES for name in weights]
@@ -157,7 +157,7 @@ def load_module(
     Raises:
       CheckpointError: as for `load`.
 
-    >>> vae = load_module("stabilityai/sd-vae-ft-mse")
+    >>> load_module("stabilityai/sd-vae-ft-mse")  # doctest: +SKIP
     """
     weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
     root = locate(path_or_repo, ["config.json", *weights], revision)
@@ -181,7 +181,7 @@ def save(path: str | Path, pipeline: Pipeline, *, shard_bytes: int = SHARD_BYTES
     Raises:
       FileExistsError: something is at `path` already.
 
-    >>> save("out", load("in"))
+    >>> save("my-checkpoint", load("my-checkpoint.safetensors", like="sd15"))  # doctest: +SKIP
     """
     index = dict(pipeline.settings)
     if "requires_safety_checker" in index:
@@ -208,6 +208,15 @@ def save_module(path: str | Path, module: nnx.Module, *, shard_bytes: int = SHAR
 
     Raises:
       FileExistsError: something is at `path` already.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from optdiff.nn.vae.config import VAEConfig
+    >>> from optdiff.nn.vae.model import VAE
+    >>> vae = VAE(VAEConfig(block_out_channels=(32,)), rngs=nnx.Rngs(0))
+    >>> with TemporaryDirectory() as folder:
+    ...     save_module(f"{folder}/vae", vae)
+    ...     load_module(f"{folder}/vae").config == vae.config
+    True
     """
     with appearing(path) as root:
         _save_module(root, module, shard_bytes)

@@ -115,6 +115,7 @@ def unet_name(name: str, config: Any) -> str:
     Returns:
       The name without `model.diffusion_model.`.
 
+    >>> from optdiff.nn.unet.config import UNetConfig
     >>> unet_name("down_blocks.1.resnets.0.conv1.weight", UNetConfig())
     'input_blocks.4.0.in_layers.2.weight'
     """

@@ -179,7 +179,11 @@ def write_folder(
       tensors: arrays by name, of any strides.
       max_shard_bytes: a file holds at most so many bytes of weights, or a single tensor.
 
-    >>> write_folder(Path("unet"), "diffusion_pytorch_model", {"w": np.ones(3)}, 2**33)
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_folder(Path(folder), "model", {"w": np.ones(3)}, 2**33)
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['model.safetensors']
     """
     shards = list(_split(tensors, max_shard_bytes))
     if len(shards) == 1:

@@ -109,7 +109,7 @@ def test_yamls_of_ones_own_and_optimizers_without_a_file(evaluate, tmp_path):
     own = tmp_path / "own/sampler"
     own.mkdir(parents=True)
     (own / "gentle.yaml").write_text("_target_: optdiff.samplers.momentum\nbeta: 0.1\n")
-    done = evaluate(*SMALL, "--config-dir", "own", "sampler=gentle", "nfe=3")
+    done = evaluate("--config-dir", "own", *SMALL, "sampler=gentle", "nfe=3")
     assert done.returncode == 0, done.stderr
     lion = ("sampler.optimizer._target_=optax.lion", "sampler.optimizer.learning_rate=0.5")
     assert evaluate(*SMALL, "sampler=optimizer", *lion, "nfe=3").returncode == 0

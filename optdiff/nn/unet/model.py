@@ -90,8 +90,11 @@ class UNet(nnx.Module):
     >>> config = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=16, layers_per_block=1,
     ...     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     ...     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-    >>> unet = UNet(config, rngs=nnx.Rngs(0))
-    >>> unet(jnp.ones((2, 8, 8, 4)), jnp.array(999), jnp.ones((2, 7, 16))).shape
+    >>> import jax
+    >>> def predict(latents, timestep, tokens):
+    ...     return UNet(config, rngs=nnx.Rngs(0))(latents, timestep, tokens)
+    >>> inputs = jnp.ones((2, 8, 8, 4)), jnp.array(999), jnp.ones((2, 7, 16))
+    >>> jax.eval_shape(predict, *inputs).shape
     (2, 8, 8, 4)
     """
 
