@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from optdiff.types import Cond, Keys, Levels, Problem, Sampler, Samples, Sigma, expand
@@ -264,7 +265,10 @@ def _python_loop(observe, on_step, step, carry, n):
         if on_step is not None and on_step(taken):
             break
     if seen:
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+        # In NumPy, which has nothing to compile for a new number of steps.
+        return carry, jax.tree.map(
+            lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(seen)
+        )
     # No step was taken: what one would have shown says which empty arrays to stack.
     like = jax.eval_shape(lambda carry: _seen(observe, step(carry, 0)[1]), carry)
     return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), like)
@@ -316,7 +320,7 @@ def _require_finite(x: Samples, who: str, sigma: Sigma) -> None:
 
 
 def _checked(levels: Levels) -> Levels:
-    levels = jnp.asarray(levels)
-    if levels.ndim != 1 or not levels.size or not bool((jnp.isfinite(levels) & (levels > 0)).all()):
+    values = np.asarray(levels)
+    if values.ndim != 1 or not values.size or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"levels are a vector of positive, finite noise levels, got {levels}")
-    return levels
+    return jnp.asarray(levels)
