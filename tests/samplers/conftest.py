@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusers_oracle import Parity
 
 from optdiff.problems import mixture
 from optdiff.sample import identity, sample, sample_keys
@@ -50,3 +51,9 @@ def iterates(problem, keys):
         return np.concatenate([x[None], trace.observed])
 
     return follow
+
+
+@pytest.fixture(scope="session")
+def parity(problem, keys):
+    """`parity(name, sampler, case)`: require the trajectory of a scheduler; see `Parity`."""
+    return Parity(problem, keys, jax.jit(problem.denoise))
