@@ -172,6 +172,20 @@ def start(problem: Problem, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samp
     return problem.prior(_fold_in(keys, 0), sigma, cond)
 
 
+@jax.jit
+def eps_at(problem: PyTree, cond: Cond, x: Samples, sigma: Sigma) -> Samples:
+    """One evaluation of `problem.denoise` D, compiled: `eps = (x - D) / sigma`, in the type of x.
+
+    Host mode's only network. Module-level and closed over nothing, so its cache serves everyone.
+
+    >>> from optdiff.problems import gaussian
+    >>> eps_at(gaussian(mean=[0.0], cov=[[1.0]]), None, jnp.ones((1, 1)), jnp.array(1.0)).tolist()
+    [[0.5]]
+    """
+    residual = x - problem.denoise(x, sigma, cond)
+    return (residual / expand(sigma, x)).astype(x.dtype)
+
+
 def evals_per_step(sampler: Sampler, shape: tuple[int, ...] = (1,)) -> int:
     """Evaluations a sampler makes in a step, counted as it takes one of samples of this shape.
 
@@ -208,7 +222,7 @@ def _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock):
     clock = plain_clock(levels) if clock is None else clock
     x = start(problem, keys, levels[0], cond) if x is None else x
     sigma, clock_state = clock.init(x)
-    eps_fn, n = partial(_eps, problem, cond), levels.shape[0]
+    eps_fn, n = partial(eps_at, problem, cond), levels.shape[0]
     step = partial(_step, eps_fn, sampler, clock, keys, n)
     carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), sampler.init(x), clock_state)
     carry, (sigmas, observed) = iterate(step, carry, n - 1)
@@ -286,13 +300,6 @@ def _scan_loop(observe, step, carry, n):
 def _compiled(problem, sampler, levels, keys, cond, x, finish, observe, clock):
     iterate = partial(_scan_loop, observe)
     return _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock)
-
-
-@jax.jit
-def _eps(problem, cond, x, sigma):
-    """The compiled network. Module-level and closed over nothing, so its cache serves everyone."""
-    residual = x - problem.denoise(x, sigma, cond)
-    return (residual / expand(sigma, x)).astype(x.dtype)
 
 
 class _Counted:

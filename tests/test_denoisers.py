@@ -19,7 +19,7 @@ from optdiff.denoisers import (
 )
 from optdiff.noise import flow, scaled_linear, variance_exploding
 from optdiff.problems import digits, gaussian
-from optdiff.sample import _eps, sample_keys
+from optdiff.sample import eps_at, sample_keys
 from optdiff.types import expand
 
 SIGMA_DATA = 0.5
@@ -175,10 +175,10 @@ def test_conditions_may_be_trees():
 def test_guidance_is_two_passes_of_one_program_and_the_scale_is_a_leaf():
     guided, more = (Guided(CONDITIONAL, jnp.array(scale), jnp.zeros(2)) for scale in (2.0, 9.0))
     assert guided.passes == 2
-    little = _eps(guided, COND, X, SIGMA)
-    compiled = _eps._cache_size()
-    assert np.abs(_eps(more, COND, X, SIGMA) - little).max() > 1
-    assert _eps._cache_size() == compiled
+    little = eps_at(guided, COND, X, SIGMA)
+    compiled = eps_at._cache_size()
+    assert np.abs(eps_at(more, COND, X, SIGMA) - little).max() > 1
+    assert eps_at._cache_size() == compiled
 
 
 def test_guidance_hands_everything_else_on():

@@ -16,7 +16,7 @@ from optdiff.noise import (
     variance_exploding,
 )
 from optdiff.problems import gaussian
-from optdiff.sample import _eps, sample, sample_keys
+from optdiff.sample import eps_at, sample, sample_keys
 from optdiff.samplers import ddim
 
 TABULATED = {
@@ -111,9 +111,9 @@ def test_an_equal_schedule_does_not_recompile_the_denoiser():
     problem = gaussian(dim=2, schedule=flow())
     levels, keys = karras(problem.schedule, 3), sample_keys(0, 2)
     sample(problem, ddim(), levels, keys)
-    compiled = _eps._cache_size()
+    compiled = eps_at._cache_size()
     sample(gaussian(dim=2, seed=1, schedule=flow(sigma_min=0.002)), ddim(), levels, keys)
-    assert _eps._cache_size() == compiled
+    assert eps_at._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

@@ -85,4 +85,6 @@ def sampler(request, samplers):
 
 @pytest.fixture(scope="module", params=PROBLEMS)
 def problem(request):
-    return hydra.utils.instantiate(PROBLEMS[request.param])
+    """In float32, as in production."""
+    with jax.enable_x64(False):
+        return hydra.utils.instantiate(PROBLEMS[request.param])

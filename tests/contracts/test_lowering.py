@@ -1,44 +1,58 @@
-"""What runs here lowers for TPU and CUDA too: every problem and sampler, in both modes."""
+"""What runs here lowers for TPU and CUDA too: every problem and sampler, in both modes, and what
+production adds: float32, gradients through the sampler, diagnostics, levels of each sample's own.
+
+Stable Diffusion, which needs a folder, is lowered with its own tests.
+"""
 
 import jax
-from jax import export
+import jax.numpy as jnp
+import pytest
 
-from optdiff import sample as driver
+from optdiff.analysis.diagnostics import observe
 from optdiff.grids import karras
-from optdiff.sample import sample_keys, sample_scan, start
-from optdiff.samplers import ancestral
+from optdiff.problems import digits, mixture
+from optdiff.sample import eps_at, sample_keys, sample_scan, start
+from optdiff.samplers import ancestral, heun, renoise
 
 
-def lowered(function, *arguments):
-    """The size of the program for both platforms, in characters."""
-    leaves, structure = jax.tree.flatten(arguments)
-
-    def flat(*leaves):
-        return jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves)))
-
-    exported = export.export(jax.jit(flat), platforms=["tpu", "cuda"])(*leaves)
-    assert exported.platforms == ("tpu", "cuda")
-    return len(exported.mlir_module())
+@pytest.fixture
+def as_in_production():
+    with jax.enable_x64(False):
+        yield
 
 
-def test_every_problem_lowers_with_its_weights_as_arguments(problem):
+def test_every_problem_lowers_with_its_weights_as_arguments(problem, lower, as_in_production):
     keys, levels = sample_keys(0, 4), karras(problem.schedule, 4)
     cond = problem.condition(keys)
-    x = start(problem, keys, levels[0], cond)
+    sampler = renoise(heun(), lambda sigma, sigma_next: sigma_next / 2)
 
-    # The network of host mode, and the program of scan mode with its prior and noise.
-    assert lowered(driver._eps, problem, cond, x, levels[0]) < 1_000_000
-    sampler = ancestral()
+    def scan(problem, keys, levels, cond):
+        return sample_scan(problem, sampler, levels, keys, cond=cond, observe=observe)[0]
 
-    def scan(problem, levels, keys, cond):
-        return sample_scan(problem, sampler, levels, keys, cond=cond)
-
-    assert lowered(scan, problem, levels, keys, cond) < 1_000_000
+    lower(scan, problem, keys, levels, cond)
+    x = jax.eval_shape(start, problem, keys, levels, cond)
+    lower(eps_at, problem, cond, jnp.zeros(x.shape, x.dtype), levels)
 
 
-def test_every_sampler_lowers(sampler, setting):
+def test_every_sampler_lowers(sampler, setting, lower):
     def scan(setting):
         problem, levels, keys = (setting[name] for name in ("problem", "levels", "keys"))
         return sample_scan(problem, sampler, levels, keys, cond=setting["cond"], x=setting["x"])
 
-    assert lowered(scan, setting)
+    lower(scan, setting)
+
+
+def test_gradients_through_the_sampler_lower(lower, as_in_production):
+    problem = mixture(dim=4, modes=3)
+    keys, levels, sampler = sample_keys(0, 2), karras(problem.schedule, 4), ancestral()
+
+    def loss(levels, problem, keys):
+        return sample_scan(problem, sampler, levels, keys)[0].sum()
+
+    lower(jax.grad(loss), levels, problem, keys)
+
+
+def test_captured_weights_would_be_noticed(lower, as_in_production):
+    problem = digits()
+    with pytest.raises(AssertionError, match="captured as constants"):
+        lower(lambda x: eps_at(problem, None, x, jnp.float32(1.0)), jnp.zeros((2, 28, 28)))

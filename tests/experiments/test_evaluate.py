@@ -145,7 +145,7 @@ def test_the_sweep_of_one_process_compiles_the_network_once(evaluate):
     compiled = re.findall(r"Finished XLA compilation of (\S+)", done.stderr)
     assert "jit(_fold_in)" in compiled or "jit(fold_in)" in compiled  # names are seen at all
     # The other shapes are affine's probes of the network, for the exact W2: all in one batch.
-    assert compiled.count("jit(_eps)") == 2
+    assert compiled.count("jit(eps_at)") == 2
 
 
 @pytest.mark.slow

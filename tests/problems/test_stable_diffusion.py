@@ -21,7 +21,7 @@ from optdiff.denoisers import Guided
 from optdiff.nn.checkpoint import load
 from optdiff.problems.stable_diffusion import encode_prompts, from_pipeline, stable_diffusion
 from optdiff.problems.text_to_image import TextToImage, settle, slerp
-from optdiff.sample import _eps, identity, sample, sample_keys, sample_scan, start
+from optdiff.sample import eps_at, identity, sample, sample_keys, sample_scan, start
 from optdiff.samplers import ancestral, ddim, dpmpp_2m
 from optdiff.types import Problem
 
@@ -218,20 +218,29 @@ def test_one_program_takes_the_same_steps(problem):
     np.testing.assert_array_equal(scan_trace.nfe, trace.nfe)
 
 
+def test_host_modes_network_lowers_for_tpu_and_cuda(problem, lower):
+    levels, keys = published(problem, 3)[1], sample_keys(0, 2)
+    cond = problem.condition(keys)
+    x = jax.eval_shape(start, problem, keys, levels[0], cond)
+    arguments = problem, cond, jnp.zeros(x.shape, x.dtype), levels[0]
+    lower(eps_at, *arguments)
+    lower(lambda problem, x: problem.decode(x), problem, arguments[2])
+
+
 def test_weights_are_leaves_and_the_network_compiles_once(problem, folders):
     levels, keys = published(problem, 3)[1], sample_keys(0, 2)
     cond = problem.condition(keys)
     x0, _ = sample(problem, ddim(), levels, keys, cond=cond)
-    compiled = _eps._cache_size()
+    compiled = eps_at._cache_size()
     sample(dataclasses.replace(problem, scale=3.0), dpmpp_2m(), levels[:2], keys, cond=cond)
     doubled = jax.tree.map(lambda w: 2 * w, problem.problem.unet)
     other = dataclasses.replace(problem, problem=dataclasses.replace(problem.problem, unet=doubled))
     changed, _ = sample(other, ddim(), levels, keys, cond=cond)
-    assert _eps._cache_size() == compiled
+    assert eps_at._cache_size() == compiled
     assert relative(changed, x0) > 0.1
     again = stable_diffusion(folders["sd15"], prompts=PROMPTS)  # the same geometry, loaded anew
     sample(again, ddim(), levels, keys, cond=cond)
-    assert _eps._cache_size() == compiled
+    assert eps_at._cache_size() == compiled
 
 
 @pytest.mark.slow
@@ -276,7 +285,7 @@ def test_half_precision_stays_close(folders):
         stable_diffusion(folders["sd15"], prompts=PROMPTS, dtype=dtype)
         for dtype in ("float32", "bfloat16")
     )
-    predicted = [_eps(p, p.problem.prompts, noise, sigma) for p in (full, half)]
+    predicted = [eps_at(p, p.problem.prompts, noise, sigma) for p in (full, half)]
     assert predicted[1].dtype == jnp.float32
     assert relative(predicted[1], predicted[0]) < 0.1  # guidance of 7.5 amplifies bf16's 0.4 %
     assert {leaf.dtype for leaf in jax.tree.leaves(half.problem.unet)} == {jnp.dtype("bfloat16")}
