@@ -4,7 +4,11 @@ A chain of field links (eps to eps) and exactly one integrator (eps to dx). Link
 are `scale_by_*`; a method has its own name.
 """
 
-from optdiff.samplers.adam import adam_per_sample, scale_by_adam_per_sample
+from optdiff.samplers.adam import (
+    adam_per_sample,
+    adaptive_momentum,
+    scale_by_adam_per_sample,
+)
 from optdiff.samplers.ddim import ddim
 from optdiff.samplers.directions import (
     anneal,
@@ -19,38 +23,72 @@ from optdiff.samplers.directions import (
     score,
     whole_batch,
 )
+from optdiff.samplers.dpm_solver import (
+    dpm2,
+    dpm2_ancestral,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3s,
+)
 from optdiff.samplers.dpmpp import dpmpp_2m
+from optdiff.samplers.foresight import eqm_nag, pfdiff
 from optdiff.samplers.heun import heun
-from optdiff.samplers.momentum import momentum, nesterov, scale_by_heavy_ball
+from optdiff.samplers.momentum import (
+    ghvb,
+    momentum,
+    nesterov,
+    scale_by_ghvb,
+    scale_by_heavy_ball,
+)
 from optdiff.samplers.multistep import (
     gradient_estimation,
     ipndm,
     scale_by_adams_bashforth,
     scale_by_gradient_estimation,
 )
-from optdiff.samplers.renoise import ancestral, ancestral_down, renoise
+from optdiff.samplers.renoise import (
+    ancestral,
+    ancestral_down,
+    gamma_mu,
+    mu_down,
+    power_down,
+    renoise,
+)
 
 __all__ = [
     "adam_per_sample",
+    "adaptive_momentum",
     "ancestral",
     "ancestral_down",
     "anneal",
     "constant",
     "ddim",
+    "dpm2",
+    "dpm2_ancestral",
     "dpmpp_2m",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3s",
     "eps",
+    "eqm_nag",
     "from_optimizer",
     "from_transformation",
+    "gamma_mu",
+    "ghvb",
     "gradient_estimation",
     "heun",
     "ipndm",
     "momentum",
+    "mu_down",
     "nesterov",
     "per_sample",
+    "pfdiff",
+    "power_down",
     "renoise",
     "residual",
     "scale_by_adam_per_sample",
     "scale_by_adams_bashforth",
+    "scale_by_ghvb",
     "scale_by_gradient_estimation",
     "scale_by_heavy_ball",
     "scale_by_reading",

@@ -12,41 +12,54 @@ import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.ddim import ddim
-from optdiff.samplers.directions import weighted_sum
-from optdiff.types import Sampler, Sigma
+from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
+from optdiff.samplers.multistep import scale_by_gradient_estimation
+from optdiff.types import Keys, Sampler, Samples, Sigma
 
 Down = Callable[[Sigma, Sigma], Array]
 """`down(sigma, sigma_next)`: the level to step to, at most sigma_next, before adding noise."""
 
 
-def renoise(inner: Sampler, down: Down) -> Sampler:
-    """Step with `inner` to `down(sigma, sigma')`, then add `sqrt(sigma'^2 - down^2) z`.
+def renoise(inner: Sampler, down: Down, s_noise: float | Float[Array, ""] = 1.0) -> Sampler:
+    """Step with `inner` to `down(sigma, sigma')`, then add `s_noise sqrt(sigma'^2 - down^2) z`.
 
-    Ancestral sampling, DDPM, EDM's churn and consistency sampling are this rule with different
-    `down` (k-diffusion; arXiv 2006.11239; 2206.00364, algorithm 2; 2303.01469, algorithm 1).
+    Ancestral sampling, DDPM, EDM's churn, Restart and consistency sampling are this rule with
+    different `down` (k-diffusion; arXiv 2006.11239; 2206.00364, algorithm 2; 2306.14878, eq. 2;
+    2303.01469, algorithm 1). Evaluations as `inner`; affine if `inner` is.
 
     Args:
       inner: any sampler; it is told `down` as its next level.
       down: the level to reach before the noise.
+      s_noise: multiplies the noise; 1 keeps the level that the denoiser is told true, EDM's
+        `S_noise` is a little more.
 
     >>> consistency = renoise(ddim(), lambda sigma, sigma_next: jnp.zeros_like(sigma_next))
     """
 
     def update(eps, state, x, *, sigma, sigma_next, key, **extra):
         below = down(sigma, sigma_next)
-        inner_key, noise_key = _split(key)
+        inner_key, noise_key = split(key)
         dx, state = inner.update(
             eps, state, x, sigma=sigma, sigma_next=below, key=inner_key, **extra
         )
-        # In float32 whatever the samples' type: the same noise, and in bfloat16 there would be 128
-        # values of it, none beyond 2.9.
-        z = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(noise_key)
-        gap = sigma_next**2 - below**2
-        # Twice `where`: the root's infinite slope at zero must not reach the levels' gradient.
-        spread = jnp.where(gap > 0, jnp.sqrt(jnp.where(gap > 0, gap, 1.0)), 0.0)
-        return weighted_sum((jnp.ones(()), dx), (spread, z)), state
+        z = standard_normal(noise_key, x)
+        return weighted_sum((jnp.ones(()), dx), (s_noise * gap(sigma_next, below), z)), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def standard_normal(key: Keys, x: Samples) -> Float[Array, "b ..."]:
+    """Noise of the shape of `x`, from one key per sample; always in float32."""
+    # The same noise whatever the samples' type; in bfloat16 there would be 128 values of it, none
+    # beyond 2.9.
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(key)
+
+
+def gap(upper: Sigma, lower: Sigma) -> Array:
+    """The noise between two levels, `sqrt(upper^2 - lower^2)`, zero if there is none."""
+    square = upper**2 - lower**2
+    # Twice `where`: the root's infinite slope at zero must not reach the levels' gradient.
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def ancestral_down(eta: float | Float[Array, ""] = 1.0) -> Down:
@@ -58,6 +71,24 @@ def ancestral_down(eta: float | Float[Array, ""] = 1.0) -> Down:
         return sigma_next * jnp.sqrt((1.0 - eta**2) + (eta * sigma_next / sigma) ** 2)
 
     return down
+
+
+def power_down(eta: float | Float[Array, ""] = 1.0) -> Down:
+    """`down = sigma' (sigma'/sigma)^eta`: the noise of the reverse-time equation whose diffusion is
+    `eta` times the data's own (in log SNR the exact solution forgets at the rate `1 + eta`).
+
+    At 1 it is `ancestral_down(1)`; in between the two keep different noise."""
+
+    def down(sigma, sigma_next):
+        return sigma_next * (sigma_next / sigma) ** eta
+
+    return down
+
+
+def mu_down(mu: float | Float[Array, ""] = 0.5) -> Down:
+    """The `down` for which `sigma' = sigma^mu down^(1 - mu)` (arXiv 2306.04848, eq. 10): 0 adds no
+    noise, 1/2 is DDPM. It is `power_down(mu / (1 - mu))`; mu in [0, 1)."""
+    return power_down(mu / (1.0 - mu))
 
 
 def ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
@@ -74,4 +105,22 @@ def ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
     return renoise(ddim(), ancestral_down(eta))
 
 
-_split = jax.vmap(jax.random.split, out_axes=1)
+def gamma_mu(gamma: float | Float[Array, ""] = 2.0, mu: float | Float[Array, ""] = 0.0) -> Sampler:
+    """The general sampler of arXiv 2306.04848 (algorithm 2 with noise, section 4): gradient
+    estimation to the level `down`, then noise back up to `sigma' = sigma^mu down^(1 - mu)`.
+
+    `x' = x - (sigma - down) (gamma eps_n + (1 - gamma) eps_{n-1}) + sqrt(sigma'^2 - down^2) z`
+
+    DDIM is (1, 0), DDPM (1, 1/2), gradient estimation (2, 0). First order; one evaluation per step.
+
+    Args:
+      gamma: 1 uses the gradient as it is, 2 extrapolates a whole step.
+      mu: in [0, 1), how much noise is taken off and put back.
+
+    >>> ddpm = gamma_mu(gamma=1.0, mu=0.5)
+    """
+    inner = optax.chain(scale_by_gradient_estimation(gamma), scale_by_sigma_step())
+    return renoise(inner, mu_down(mu))
+
+
+split = jax.vmap(jax.random.split, out_axes=1)

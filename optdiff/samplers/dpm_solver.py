@@ -1,0 +1,150 @@
+"""Single-step solvers: each step looks ahead by itself and remembers nothing.
+
+DPM-Solver and DPM-Solver++ in log SNR, `lambda = -log sigma`. This file owns the integrals that
+exponential integrators share. The multistep forms are in `dpmpp.py`, the stochastic ones in
+`dpmpp_sde.py`.
+"""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from optdiff.samplers.directions import weighted_sum
+from optdiff.samplers.renoise import ancestral_down, renoise
+from optdiff.types import Sampler, expand
+
+
+def exponential_weights(h: Float[Array, "..."]) -> tuple[Array, Array, Array]:
+    """`w_k = int_0^h e^{-(h - t)} t^k / k! dt` for k = 0, 1, 2 (phi-functions times powers of h).
+
+    What a data prediction with value D, slope D' and curvature D'' in log SNR adds to a sample over
+    a step of h: `x' = e^{-h} x + w_0 D + w_1 D' + w_2 D''`.
+
+    >>> [w.item() for w in exponential_weights(jnp.zeros(()))]
+    [0.0, 0.0, 0.0]
+    """
+    w0 = -jnp.expm1(-h)
+    w1 = h - w0  # integration by parts
+    return w0, w1, h**2 / 2 - w1
+
+
+def reciprocal(h: Float[Array, "..."]) -> Array:
+    """`1 / h`, and zero at zero: a difference over no distance says nothing."""
+    return jnp.where(h == 0, 0.0, 1.0 / jnp.where(h == 0, 1.0, h))
+
+
+def dpm2() -> Sampler:
+    """DPM-Solver-2 (arXiv 2206.00927, algorithm 1 with r = 1/2; k-diffusion's DPM2): Euler to the
+    middle in log SNR, and the gradient there for the whole step.
+
+    `m = sqrt(sigma sigma');  x' = x + (sigma' - sigma) eps(x + (m - sigma) eps, m)`
+
+    Second order; two evaluations per step; linear.
+
+    >>> sampler = dpm2()
+    """
+
+    def update(eps, state, x, *, sigma, sigma_next, eps_fn, **unused):
+        middle = jnp.sqrt(sigma * sigma_next)
+        eps_middle = eps_fn(x + weighted_sum((middle - sigma, eps)), middle)
+        return weighted_sum((sigma_next - sigma, eps_middle)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def dpm2_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
+    """k-diffusion's DPM2 ancestral: `dpm2` to `ancestral_down(eta)`, then noise back up to sigma'.
+
+    First order in distribution; two evaluations per step.
+
+    Args:
+      eta: 0 is DPM2, 1 the noise of the true posterior.
+
+    >>> sampler = dpm2_ancestral(eta=1.0)
+    """
+    return renoise(dpm2(), ancestral_down(eta))
+
+
+def dpmpp_2s(r: float = 0.5) -> Sampler:
+    """DPM-Solver++(2S) (arXiv 2211.01095, algorithm 1), in sigma-coordinates:
+
+    `s = sigma e^{-r h};  u = x + (s - sigma) eps;  D_1 = D(u, s)`
+    `x' = (sigma'/sigma) x + (1 - sigma'/sigma) [(1 - 1/2r) D_0 + (1/2r) D_1]`
+
+    with `h = log(sigma/sigma')`. Of order one it is DDIM. Second order; two evaluations per step;
+    linear.
+
+    Args:
+      r: in (0, 1], where in the step to look; 1/2 forgets `D_0`.
+
+    >>> sampler = dpmpp_2s()
+    """
+
+    def update(eps, state, x, *, sigma, sigma_next, eps_fn, **unused):
+        q = sigma_next / sigma
+        x0 = _data(x, eps, sigma)
+        ahead = _look(eps_fn, (q**r, x), (1 - q**r, x0), level=sigma * q**r)
+        return weighted_sum(
+            (q - 1, x), ((1 - q) * (1 - 1 / (2 * r)), x0), ((1 - q) / (2 * r), ahead)
+        ), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def dpmpp_2s_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
+    """k-diffusion's DPM++ 2S ancestral: `dpmpp_2s` to `ancestral_down(eta)`, then noise back up to
+    sigma'. First order in distribution; two evaluations per step.
+
+    Args:
+      eta: 0 is DPM-Solver++(2S), 1 the noise of the true posterior.
+
+    >>> sampler = dpmpp_2s_ancestral(eta=1.0)
+    """
+    return renoise(dpmpp_2s(), ancestral_down(eta))
+
+
+def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
+    """DPM-Solver++(3S): DPM-Solver-3 (arXiv 2206.00927, algorithm 2) on the data prediction
+    (2211.01095, appendix B), in sigma-coordinates:
+
+    `u_1 = e^{-r1 h} x + w_0(r1 h) D_0;  D_1 = D(u_1, sigma e^{-r1 h})`
+    `u_2 = e^{-r2 h} x + w_0(r2 h) D_0 + w_1(r2 h) (D_1 - D_0) / (r1 h);  D_2 = D(u_2, ...)`
+    `x'  = e^{-h} x + w_0(h) D_0 + w_1(h) (D_2 - D_0) / (r2 h)`
+
+    with `h = log(sigma/sigma')` and `w_k` as in `exponential_weights`. Third order for r2 = 2/3;
+    three evaluations per step; linear.
+
+    Args:
+      r1, r2: in (0, 1], where in the step to look.
+
+    >>> sampler = dpmpp_3s()
+    """
+
+    def update(eps, state, x, *, sigma, sigma_next, eps_fn, **unused):
+        h = jnp.log(sigma / sigma_next)
+        x0 = _data(x, eps, sigma)
+
+        def terms(part, ahead=None, at=None):
+            """The terms of `x + dx` after a part of the step, with the slope seen at another."""
+            w0, w1, _ = exponential_weights(part * h)
+            slope = 0.0 if ahead is None else w1 * reciprocal(at * h)
+            seen = () if ahead is None else ((slope, ahead),)
+            return (jnp.exp(-part * h), x), (w0 - slope, x0), *seen
+
+        first = _look(eps_fn, *terms(r1), level=sigma * jnp.exp(-r1 * h))
+        second = _look(eps_fn, *terms(r2, first, r1), level=sigma * jnp.exp(-r2 * h))
+        (kept, _), *others = terms(1.0, second, r2)
+        return weighted_sum((kept - 1, x), *others), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _data(x, eps, level):
+    """`D = x - level eps`."""
+    return (x - expand(level, x) * eps).astype(x.dtype)
+
+
+def _look(eps_fn, *terms, level):
+    """The data prediction at `level`, where these terms lead."""
+    ahead = weighted_sum(*terms)
+    return _data(ahead, eps_fn(ahead, level), level)
