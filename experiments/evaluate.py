@@ -47,6 +47,7 @@ def job(config: dict[str, Any]) -> str:
     key = results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT})
     if key in finished(config["study"], config["refresh"]):
         return "skipped"
+    clock = label("clock")
     row = dict.fromkeys(results.Row.__annotations__) | {
         "key": key,
         "config": config,
@@ -55,6 +56,7 @@ def job(config: dict[str, Any]) -> str:
         "seed": config["seed"],
         "samples": config["samples"],
         **{group: label(group) for group in ("problem", "sampler", "grid")},
+        **({} if clock == "plain" else {"sampler": f"{label('sampler')} {clock}"}),
         **{"levels": [], "metrics": {}, "floor": {}},
     }
     artifact = None
@@ -83,7 +85,7 @@ def finished(study: str, refresh: str) -> set[str]:
 
 def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sample and measure: the fields of a row that a job finds out, and its artifact."""
-    sampler, grid = build(config["sampler"]), build(config["grid"])
+    sampler, grid, clock = (build(config[group]) for group in ("sampler", "grid", "clock"))
     problem, metrics = build_once(text(config["problem"])), build_once(text(config["metrics"]))
     levels = grid(
         problem.schedule,
@@ -95,7 +97,8 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     size = {k: config[k] for k in ("seed", "samples", "batch")}
     observe = partial(diagnostics.observe, samples=config["keep"])
     with Stopwatch() as sampling:
-        x0, trace = evaluation.draw(problem, sampler, levels, observe=observe, **size)
+        clock = clock(jnp.asarray(levels))
+        x0, trace = evaluation.draw(problem, sampler, levels, clock=clock, observe=observe, **size)
         x0.block_until_ready()
     samples, exact = problem.decode(x0), problem.decode(setting.exact)
     # The metrics are many small steps, between which a second BLAS thread mostly waits.
@@ -110,6 +113,7 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             reference=setting.reference,
             sampler=sampler,
             levels=levels,
+            clock=clock,
         )
     nfe = float(np.mean(trace.nfe))
     row = {

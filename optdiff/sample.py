@@ -14,34 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from optdiff.types import Cond, Keys, Levels, Problem, Sampler, Samples, Sigma, expand
+from optdiff.types import (
+    Clock,
+    Cond,
+    Keys,
+    Levels,
+    Problem,
+    Sampler,
+    Samples,
+    Sigma,
+    Step,
+    expand,
+)
 
 EpsFn = Callable[[Samples, Sigma], Samples]
 """`eps_fn(x, sigma)`: the unit-noise direction `(x - D(x, sigma)) / sigma`."""
-
-
-class Step(NamedTuple):
-    """What an observer sees of a step: `eps` was taken at `x`, and `x_next` is where it led."""
-
-    i: Int[Array, ""]
-    x: Samples
-    eps: Samples
-    sigma: Sigma
-    sigma_next: Sigma
-    x_next: Samples
-
-
-class Clock(NamedTuple):
-    """Where the next level comes from.
-
-    `init(x) -> (sigma, state)` and `next(state, x, eps, i) -> (sigma_next, accept, state)`, where
-    levels are () or (b,). `accept` is None (always) or (b,) booleans: a refused sample stays where
-    it was, at its level, with its sampler state (whose leaves must then have the batch first, as
-    those of our own samplers have, and those of any transformation wrapped `per_sample`).
-    """
-
-    init: Callable[[Samples], tuple[Sigma, PyTree]]
-    next: Callable[[PyTree, Samples, Samples, Any], tuple[Sigma, Any, PyTree]]
 
 
 class Trace(NamedTuple):
@@ -66,10 +53,8 @@ class Carry(NamedTuple):
 
 def plain_clock(levels: Levels) -> Clock:
     """The clock that reads the grid: step i goes to `levels[i + 1]`, whatever the samples do."""
-    return Clock(
-        lambda x: (levels[0], levels),
-        lambda levels, x, eps, i: (levels[i + 1], None, levels),
-    )
+    step = lambda levels, x, eps, i: (levels[i + 1], None, levels)  # noqa: E731
+    return Clock(lambda x: (levels[0], levels), step)
 
 
 def denoise(eps_fn: EpsFn, x: Samples, sigma: Sigma) -> Samples:
@@ -218,25 +203,49 @@ def levels_within(sampler: Sampler, nfe: int, shape: tuple[int, ...] = (1,)) -> 
     return 1 + (nfe - 1) // evals_per_step(sampler, shape)
 
 
+def drive(
+    iterate: Callable[..., tuple["Carry", PyTree]],
+    eps_fn: EpsFn,
+    sampler: Sampler,
+    clock: Clock,
+    n: Any,
+    keys: Keys,
+    x: Samples,
+    finish: Callable[[EpsFn, Samples, Sigma], Samples],
+) -> tuple[Samples, "Carry", PyTree]:
+    """The driver around any gradient: n - 1 steps from x, iterated by `iterate`, then `finish`.
+
+    `sample` and `sample_scan` are this with a problem's `eps_at`; analysis puts its own gradients
+    in. `iterate(step, carry, count)` applies `step(carry, i) -> (carry, Step)` for i below count
+    and returns the last carry with whatever it collected.
+
+    Returns:
+      The samples, the last carry with their evaluations counted in, what `iterate` collected.
+    """
+    sigma, clock_state = clock.init(x)
+    step = partial(_step, eps_fn, sampler, clock, keys, n)
+    carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), sampler.init(x), clock_state)
+    carry, collected = iterate(step, carry, n - 1)
+    last = _Counted(eps_fn)
+    x0 = finish(last, carry.x, carry.sigma)
+    return x0, carry._replace(nfe=carry.nfe + last.calls), collected
+
+
 def _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock):
     clock = plain_clock(levels) if clock is None else clock
     x = start(problem, keys, levels[0], cond) if x is None else x
-    sigma, clock_state = clock.init(x)
-    eps_fn, n = partial(eps_at, problem, cond), levels.shape[0]
-    step = partial(_step, eps_fn, sampler, clock, keys, n)
-    carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), sampler.init(x), clock_state)
-    carry, (sigmas, observed) = iterate(step, carry, n - 1)
-    last = _Counted(eps_fn)
-    x0 = finish(last, carry.x, carry.sigma)
-    sigmas = jnp.concatenate([sigmas, carry.sigma[None]])
-    return x0, Trace(carry.nfe + last.calls, sigmas, observed)
+    eps_fn = partial(eps_at, problem, cond)
+    x0, carry, (sigmas, observed) = drive(
+        iterate, eps_fn, sampler, clock, levels.shape[0], keys, x, finish
+    )
+    return x0, Trace(carry.nfe, jnp.concatenate([sigmas, carry.sigma[None]]), observed)
 
 
 def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step]:
     """The one step. Evaluations are counted as they are made; in a scan, as they are traced."""
     counted = _Counted(eps_fn)
     eps = counted(carry.x, carry.sigma)
-    sigma_next, accept, clock_state = clock.next(carry.clock, carry.x, eps, i)
+    sigma_next, go, clock_state = clock.next(carry.clock, carry.x, eps, i)
     dx, state = sampler.update(
         eps,
         carry.sampler,
@@ -247,23 +256,27 @@ def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step
         key=_fold_in(keys, i + 1),
         eps_fn=counted,
     )
-    moved = (carry.x + dx.astype(carry.x.dtype), sigma_next, state)
-    if accept is not None:
-        stayed = (carry.x, carry.sigma, carry.sampler)
-        moved = jax.tree.map(partial(_where_accepted, accept), moved, stayed)
+    x = carry.x + dx.astype(carry.x.dtype)
+    made = Step(i, carry.x, eps, carry.sigma, sigma_next, x)
+    accept, clock_state = clock.judge(clock_state, made)
+    moved, stayed = (x, sigma_next, state), (carry.x, carry.sigma, carry.sampler)
+    for moves in (accept, go):
+        if moves is not None:
+            moved = jax.tree.map(partial(_where, moves), moved, stayed)
     x, sigma, state = moved
+    paid = counted.calls if go is None else jnp.where(go, counted.calls, 0)
     taken = Step(i, carry.x, eps, carry.sigma, sigma, x)
-    return Carry(x, sigma, carry.nfe + counted.calls, state, clock_state), taken
+    return Carry(x, sigma, carry.nfe + paid, state, clock_state), taken
 
 
-def _where_accepted(accept, moved, stayed):
-    if moved.shape[:1] != accept.shape:
+def _where(moves, moved, stayed):
+    if moved.shape[:1] != moves.shape:
         raise ValueError(
-            "the clock refuses samples one by one, but a step carries an array of shape "
+            "the clock moves samples one by one, but a step carries an array of shape "
             f"{moved.shape} for all of them: give (b,) levels, and wrap the sampler's "
             "transformation in `per_sample`"
         )
-    return jnp.where(accept.reshape(-1, *(1,) * (moved.ndim - 1)), moved, stayed)
+    return jnp.where(moves.reshape(-1, *(1,) * (moved.ndim - 1)), moved, stayed)
 
 
 def _seen(observe, step: Step):
@@ -273,7 +286,10 @@ def _seen(observe, step: Step):
 def _python_loop(observe, on_step, step, carry, n):
     seen = []
     for i in range(n):
+        before = carry.nfe
         carry, taken = step(carry, i)
+        if bool((carry.nfe == before).all()):
+            break  # every sample waits, and always will
         _require_finite(taken.x_next, f"step {i}", taken.sigma)
         seen.append(_seen(observe, taken))
         if on_step is not None and on_step(taken):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 Samples = Float[Array, "b ..."]
 """A batch of iterates or images; the first axis counts samples, which never talk to each other."""
@@ -48,6 +48,33 @@ class NoiseSchedule(NamedTuple):
     t: Callable[[Array], Array]
     sigma_min: float
     sigma_max: float
+
+
+class Step(NamedTuple):
+    """What an observer sees of a step: `eps` was taken at `x`, and `x_next` is where it led."""
+
+    i: Int[Array, ""]
+    x: Samples
+    eps: Samples
+    sigma: Sigma
+    sigma_next: Sigma
+    x_next: Samples
+
+
+class Clock(NamedTuple):
+    """Where the next level comes from.
+
+    `init(x) -> (sigma, state)` and `next(state, x, eps, i) -> (sigma_next, go, state)`, where
+    levels are () or (b,), and `judge(state, step) -> (accept, state)` looks at the move that was
+    made. `go` and `accept` are None (all) or (b,) booleans: a sample that waits or is refused stays
+    where it was, at its level, with its sampler state (whose leaves must then have the batch first,
+    as those of our own samplers have, and those of any transformation wrapped `per_sample`). A step
+    refused was paid for; one that was never taken was not.
+    """
+
+    init: Callable[[Samples], tuple[Sigma, PyTree]]
+    next: Callable[[PyTree, Samples, Samples, Any], tuple[Sigma, Any, PyTree]]
+    judge: Callable[[PyTree, Step], tuple[Any, PyTree]] = lambda state, step: (None, state)
 
 
 Grid = Callable[[NoiseSchedule, int], Levels]

@@ -26,6 +26,7 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "denoisers": {"types", "noise"},
     "problems": {"types", "denoisers", "noise", "nn", "data"},
     "sample": {"types"},
+    "clocks": {"types"},
     "analysis": {"types", "sample", "samplers", "grids"},
     "learning": {"types", "sample", "samplers", "grids", "nn", "data", "denoisers"},
     "images": set(),  # PNG files, for `experiments`

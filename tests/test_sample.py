@@ -245,8 +245,10 @@ def test_a_clock_stops_single_samples_in_both_modes(name, problem, keys, x):
         )
         for mode in MODES
     )
-    for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(scan), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    for a, b in zip(jax.tree.leaves(host[1]), jax.tree.leaves(scan[1]), strict=True):
+        # Host mode ends when the last sample stops; a scan waits with them all.
+        np.testing.assert_allclose(a, b[: len(a)], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(host[0], scan[0], rtol=1e-9, atol=1e-9)
 
     _, free = sample(problem, sampler, levels, keys, x=x, observe=lambda step: step.x_next)
     stopped, trace = host

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from optdiff.sample import Step, Trace, sample, sample_keys, start
+from optdiff.sample import Trace, sample, sample_keys, start
 from optdiff.types import Grid, Levels, Problem, Sampler, Samples
 
 Metrics = Mapping[str, Callable[..., Any]]
@@ -86,9 +85,10 @@ def draw(
     seed: int,
     samples: int,
     batch: int,
-    observe: Callable[[Step], PyTree] | None = None,
+    **options: Any,
 ) -> tuple[Samples, Trace]:
-    """Draw the first samples of a seed, `batch` at a time; the trace is the first batch's.
+    """Draw the first samples of a seed, `batch` at a time; the trace is the first batch's, but for
+    the evaluations, which are everyone's. `options` are those of `sample` (observe, clock).
 
     Every batch has the same shape, so that the network is compiled once: the last is drawn whole
     and cut.
@@ -97,15 +97,17 @@ def draw(
     for first in range(0, samples, batch):
         keys = sample_keys(seed, batch, first)
         cond = problem.condition(keys)
-        x0, trace = sample(problem, sampler, levels, keys, cond=cond, observe=observe)
+        x0, trace = sample(problem, sampler, levels, keys, cond=cond, **options)
         x0s.append(x0)
         traces.append(trace)
-    return jnp.concatenate(x0s)[:samples], traces[0]
+    nfe = jnp.concatenate([trace.nfe for trace in traces])[:samples]
+    return jnp.concatenate(x0s)[:samples], traces[0]._replace(nfe=nfe)
 
 
 def measure(metrics: Metrics, problem: Problem, **given: Any) -> dict[str, float]:
     """Call each metric with what its parameters name: `samples`, `reference`, `exact`, `sampler`,
-    `levels` and whatever else is given, or an attribute of the problem (`means`, `cov`, ...).
+    `levels`, `clock` and whatever else is given, or an attribute of the problem (`means`, ...).
+    Parameters with a default keep it, but for a `clock` that is given.
 
     Returns:
       A flat dict: a metric that returns several values contributes each under its own name, one
@@ -121,7 +123,8 @@ def measure(metrics: Metrics, problem: Problem, **given: Any) -> dict[str, float
     """
     values: dict[str, float] = {}
     for name, metric in metrics.items():
-        arguments = {}
+        optional = {"clock"} & given.keys() & inspect.signature(metric).parameters.keys()
+        arguments = {parameter: given[parameter] for parameter in optional}
         for parameter in _asks(metric):
             if parameter == "problem":
                 arguments[parameter] = problem
