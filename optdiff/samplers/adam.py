@@ -1,4 +1,5 @@
-"""Adam per sample: what is left of Adam when it must neither turn the gradient nor lose its length.
+"""Adam with a second moment per sample: fairly (`adam_per_sample`), and as it was published for
+diffusion (`adaptive_momentum`).
 
 Elementwise Adam needs no file: `from_transformation(optax.scale_by_adam())`. It replaces every
 coordinate of eps by about its sign, so it forgets both the direction and how much noise there is.
@@ -11,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
+from optdiff.samplers.renoise import ancestral_down, gap, split, standard_normal
 from optdiff.types import Sampler, Samples
 
 
@@ -77,6 +79,65 @@ def adam_per_sample(
     >>> sampler = adam_per_sample(b2=0.5)
     """
     return optax.chain(scale_by_adam_per_sample(b1, b2), scale_by_sigma_step())
+
+
+class AdaptiveMomentumState(NamedTuple):
+    """First moment (b, ...) of the moves, second moment (b,) of their length."""
+
+    m: Samples
+    v: Float[Array, "b"]
+
+
+def adaptive_momentum(
+    a: float | Float[Array, ""] = 0.1,
+    b2: float | Float[Array, ""] = 0.9,
+    eta: float | Float[Array, ""] = 0.0,
+) -> Sampler:
+    """The adaptive momentum sampler: Adam on the moves of DDIM or DDPM, noise and all
+    (arXiv 2308.11941, after its authors' code). With the ancestral move
+
+        d_n = -(sigma - down) eps_n + sqrt(sigma'^2 - down^2) z_n
+        m_n = a m_{n-1} + sqrt(1 - a^2) d_n,    m_{-1} = 0
+        v_n = b2 v_{n-1} + (1 - b2) s_n,        v_{-1} = 1
+        x'  = x + m_n / sqrt(v_n)
+
+    where `s_n` is the mean square of `d_n` beside that of the same move through unit noise,
+    `(sigma - down)^2 + sigma'^2 - down^2`: 1 where there is nothing but noise. (The paper's v is of
+    the move itself, whose units are x's; the code first normalizes the move over channels.)
+
+    The weights of m keep the size of independent noise, not of a steady gradient, which goes
+    `g = sqrt((1 + a) / (1 - a))` times as far; and v takes the gradient's length away and never
+    gives it back. The level is not kept, and it does not converge to the target: as steps shrink,
+    `x' = x - g (sigma - sigma') eps / rms(eps)` at `eta = 0`. In few steps `v` still remembers its
+    1 and the shorter first steps make up for g. One evaluation per step; not linear. What keeps the
+    idea and converges is `adam_per_sample`.
+
+    Args:
+      a: momentum, in [0, 1).
+      b2: memory of the mean square, in [0, 1]; at 1 there is no adaptation.
+      eta: 0 moves as DDIM, 1 as DDPM.
+
+    >>> sampler = adaptive_momentum(a=0.1, b2=0.9)
+    """
+    down = ancestral_down(eta)
+
+    def init(x):
+        return AdaptiveMomentumState(jnp.zeros_like(x), jnp.ones(x.shape[0]))
+
+    def update(eps, state, x, *, sigma, sigma_next, key, **unused):
+        below = down(sigma, sigma_next)
+        noise = gap(sigma_next, below)
+        _, noise_key = split(key)  # as `renoise`, so that without memory the two are one
+        d = weighted_sum((below - sigma, eps), (noise, standard_normal(noise_key, x)))
+        m = weighted_sum((jnp.asarray(a), state.m), (jnp.sqrt(1.0 - jnp.asarray(a) ** 2), d))
+        unit = (sigma - below) ** 2 + noise**2
+        moves = unit > 0
+        s = jnp.where(moves, _mean_square(d) / jnp.where(moves, unit, 1.0), 1.0)
+        v = (b2 * state.v + (1.0 - b2) * s).astype(state.v.dtype)
+        length = 1.0 / jnp.sqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny))
+        return weighted_sum((length, m)), AdaptiveMomentumState(m, v)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _mean_square(field: Samples) -> Float[Array, "b"]:
