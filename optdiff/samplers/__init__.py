@@ -31,8 +31,10 @@ from optdiff.samplers.dpm_solver import (
     dpmpp_3s,
 )
 from optdiff.samplers.dpmpp import dpmpp_2m
+from optdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from optdiff.samplers.foresight import eqm_nag, pfdiff
 from optdiff.samplers.heun import heun
+from optdiff.samplers.linear import linear
 from optdiff.samplers.momentum import (
     ghvb,
     momentum,
@@ -66,9 +68,12 @@ __all__ = [
     "dpm2",
     "dpm2_ancestral",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
     "dpmpp_3s",
+    "dpmpp_sde",
     "eps",
     "eqm_nag",
     "from_optimizer",
@@ -78,6 +83,7 @@ __all__ = [
     "gradient_estimation",
     "heun",
     "ipndm",
+    "linear",
     "momentum",
     "mu_down",
     "nesterov",
