@@ -32,6 +32,7 @@ from optdiff.samplers.dpm_solver import (
 )
 from optdiff.samplers.dpmpp import dpmpp_2m
 from optdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
+from optdiff.samplers.fitting import by_level, image_axes, scale_by_root_size, with_read_out
 from optdiff.samplers.foresight import eqm_nag, pfdiff
 from optdiff.samplers.heun import heun
 from optdiff.samplers.linear import linear
@@ -63,6 +64,7 @@ __all__ = [
     "ancestral",
     "ancestral_down",
     "anneal",
+    "by_level",
     "constant",
     "ddim",
     "dpm2",
@@ -82,6 +84,7 @@ __all__ = [
     "ghvb",
     "gradient_estimation",
     "heun",
+    "image_axes",
     "ipndm",
     "linear",
     "momentum",
@@ -98,7 +101,9 @@ __all__ = [
     "scale_by_gradient_estimation",
     "scale_by_heavy_ball",
     "scale_by_reading",
+    "scale_by_root_size",
     "scale_by_sigma_step",
     "score",
     "whole_batch",
+    "with_read_out",
 ]
