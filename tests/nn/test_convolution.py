@@ -56,6 +56,15 @@ def test_winograd_is_the_convolution(batch, height, width, band, monkeypatch):
     assert relative(out, in_torch(x, kernel, padding=(1, 1))) < 1e-14
 
 
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, (1, 1)), (3, 2, (0, 1)), (5, 3, (2, 2))])
+@pytest.mark.parametrize("height, width", [(8, 8), (5, 7), (5, 6)])
+def test_windows_in_a_row_are_the_convolution(size, stride, padding, height, width):
+    """To rounding, with the number of rows that is filled up (64, 60) and without."""
+    x, kernel = draw((2 if width == 6 else 1, height, width, 3), (size, size, 3, 5))
+    out = jax.jit(convolution._small(stride, padding))(jnp.asarray(x), jnp.asarray(kernel))
+    assert relative(out, in_torch(x, kernel, stride, padding)) < 1e-14
+
+
 @pytest.mark.parametrize("height, width", [(1, 1), (4, 3), (5, 8)])
 def test_upsampling_folds_into_the_kernel(height, width):
     x, kernel = draw((2, height, width, 3), (3, 3, 3, 5))
@@ -77,10 +86,31 @@ def test_fewer_multiplications_cost_no_digits(function):
     assert compiled.cost_analysis()["flops"] < 0.7 * flops
 
 
-@pytest.mark.parametrize("name", ["_fast_3x3", "_fast_upsampled"])
-def test_derivatives_in_both_directions(name):
+def test_small_images_cost_no_digits():
+    """Where windows go side by side, and where that meets the folded kernel: float32 no worse."""
+    for function, side in (
+        (lambda x, k: convolve(x, k, padding=(1, 1)), 8),
+        (upsample_convolve, 16),
+    ):
+        x, kernel = (a.astype(np.float32) for a in draw((1, side, side, 256), (3, 3, 256, 256)))
+        image = doubled(x) if function is upsample_convolve else x
+        exact = in_torch(image.astype(np.float64), kernel.astype(np.float64), padding=(1, 1))
+        compiled = jax.jit(function).lower(x, kernel).compile()
+        assert relative(compiled(x, kernel), exact) < 1e-6
+        assert "convolution(" not in compiled.as_text()
+
+
+WAYS = {
+    "winograd": convolution._fast_3x3,
+    "folded": convolution._fast_upsampled,
+    "side by side": convolution._small(2, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_derivatives_in_both_directions(way):
     def function(x, kernel):
-        return getattr(convolution, name)(jnp.asarray(x), jnp.asarray(kernel))
+        return WAYS[way](jnp.asarray(x), jnp.asarray(kernel))
 
     check_grads(function, draw((1, 5, 4, 3), (3, 3, 3, 2)), order=2)
 
