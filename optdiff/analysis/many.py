@@ -1,0 +1,88 @@
+"""Many samplers in one program: what differs between them is data, so they share a compilation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from optdiff.sample import denoise, drive, eps_at, plain_clock, start
+from optdiff.types import Cond, Keys, Problem, Sampler, Samples
+
+AT_ONCE = 2**22  # numbers in the iterates that step together, about
+
+
+def evaluate_many(
+    problem: Problem,
+    make: Callable[[Any], Sampler],
+    parameters: PyTree,
+    levels: Float[Array, "k n"] | Float[np.ndarray, "k n"],
+    keys: Keys,
+    *,
+    counts: Int[np.ndarray, "k"] | None = None,
+    cond: Cond = None,
+    x: Samples | None = None,
+    finish: Callable = denoise,
+) -> Float[Array, "k b ..."]:
+    """Sample with k samplers of one family in one compiled program.
+
+    The samplers may differ in hyperparameters, in levels and in how many of them they use. One
+    program serves every call with the same shapes and the same `make`; shorter runs cost less. The
+    steps are the driver's own, so sampler j ends where `sample` would take it.
+
+    Args:
+      problem: as for `sample`.
+      make: makes a sampler of one entry of `parameters`, for example `linear`; called once, while
+        tracing. Pass the same function again to reuse its program.
+      parameters: pytree with the k samplers first in every leaf: matrices, learning rates, ...
+      levels: (k, n) each sampler's grid, of which it uses the first `counts[j]`.
+      keys: (b,) keys of the samples, common to all.
+      counts: (k,) levels that each sampler uses, at least 1; all n by default.
+      cond: one condition per sample, or None.
+      x: (b, ...) where all start; by default `problem.prior` at each one's first level.
+      finish: as for `sample`.
+
+    Returns:
+      (k, b, ...) the samples of each.
+
+    Raises:
+      ValueError: for counts that the levels do not have.
+
+    >>> from optdiff.problems import gaussian
+    >>> from optdiff.samplers import momentum
+    >>> from optdiff.sample import sample_keys
+    >>> betas, levels = jnp.array([-0.2, 0.0, 0.2]), jnp.tile(jnp.geomspace(10.0, 0.1, 6), (3, 1))
+    >>> evaluate_many(gaussian(dim=2), momentum, betas, levels, sample_keys(0, 4)).shape
+    (3, 4, 2)
+    """
+    k, n = levels.shape
+    counts = np.full(k, n) if counts is None else np.asarray(counts)
+    if counts.shape != (k,) or counts.min() < 1 or counts.max() > n:
+        raise ValueError(f"counts {counts} must be {k} numbers of levels, from 1 to {n}")
+    shape = (x if x is not None else jax.eval_shape(start, problem, keys, levels[0, 0], cond)).shape
+    together = min(k, max(1, AT_ONCE // int(np.prod(shape))))
+    # Those that step together step as long as the longest of them: let neighbours be alike.
+    order = np.argsort(counts, kind="stable")
+    given = jax.tree.map(lambda a: jnp.asarray(a)[order], (parameters, levels, counts))
+    return _many(problem, make, given, keys, cond, x, finish, together)[np.argsort(order)]
+
+
+@partial(jax.jit, static_argnames=("make", "finish", "together"))
+def _many(problem, make, given, keys, cond, x, finish, together):
+    eps_fn = partial(eps_at, problem, cond)
+
+    def one(entry):
+        parameters, levels, count = entry
+        begin = start(problem, keys, levels[0], cond) if x is None else x
+        sampler, clock = make(parameters), plain_clock(levels)
+        return drive(_this_many_steps, eps_fn, sampler, clock, count, keys, begin, finish)[0]
+
+    return jax.lax.map(one, given, batch_size=together)
+
+
+def _this_many_steps(step, carry, count):
+    """Iterate as often as a traced number says, which neither a Python loop nor a scan can."""
+    return jax.lax.fori_loop(0, count, lambda i, carry: step(carry, i)[0], carry), None
