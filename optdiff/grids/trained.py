@@ -1,83 +1,68 @@
-"""Grids: where to step. Each is a function of a noise schedule and the number of levels.
+"""Grids in the time that a model was trained in: its timesteps, evenly spaced or not.
 
-A grid returns n levels, decreasing, the first of them the highest; the driver's `finish` owns what
-happens after the last. "Schedule" is what the model was trained on, "grid" where we step.
+What a checkpoint asks for is among them. `t` of a schedule may be any rising function of the level;
+those that count timesteps need a schedule trained at integer ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
+from optdiff.grids.levels import decreasing, span
 from optdiff.types import Grid, Levels, NoiseSchedule
-
-SIGMA_CAP = 80.0
-"""Where a grid starts if the schedule has no highest level (zero terminal SNR, flow)."""
-
-
-def karras(
-    schedule: NoiseSchedule,
-    n: int,
-    *,
-    rho: float = 7.0,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-) -> Levels:
-    """`sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho`.
-
-    EDM, arXiv 2206.00364, eq. 5.
-
-    Args:
-      schedule: gives the range unless `sigma_min` or `sigma_max` narrow it.
-      n: number of levels, at least 1; a single level is `sigma_max`.
-      rho: 1 is linear in sigma; larger puts more levels near zero; towards infinity, exponential.
-
-    Returns:
-      (n,) levels from `sigma_max` to `sigma_min`.
-
-    >>> from optdiff.noise import variance_exploding
-    >>> [round(s, 3) for s in karras(variance_exploding(), 3).tolist()]
-    [80.0, 2.515, 0.002]
-    """
-    low, high = _range(schedule, n, sigma_min, sigma_max)
-    return _levels(np.linspace(high ** (1 / rho), low ** (1 / rho), n) ** rho)
-
-
-def uniform_logsnr(
-    schedule: NoiseSchedule,
-    n: int,
-    *,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-) -> Levels:
-    """Levels in geometric progression, hence uniform in log SNR (arXiv 2206.00927, section 3.4).
-
-    >>> from optdiff.noise import variance_exploding
-    >>> uniform_logsnr(variance_exploding(0.01, 100.0), 3).tolist()
-    [100.0, 1.0, 0.01]
-    """
-    low, high = _range(schedule, n, sigma_min, sigma_max)
-    return _levels(np.geomspace(high, low, n))
-
-
-def linear_sigma(
-    schedule: NoiseSchedule,
-    n: int,
-    *,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-) -> Levels:
-    """Levels uniform in sigma: every step removes the same noise (Karras with `rho = 1`)."""
-    return karras(schedule, n, rho=1.0, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def linspace(schedule: NoiseSchedule, n: int) -> Levels:
     """n levels at evenly spaced trained times, both ends included (diffusers' "linspace")."""
-    low, high = _range(schedule, n, None, None)
-    start, stop = (np.asarray(schedule.t(jnp.asarray(s)), np.float64) for s in (high, low))
-    return _levels(np.asarray(schedule.sigma(jnp.asarray(np.linspace(start, stop, n)))))
+    return _at_times(schedule, np.linspace(*_times(schedule, n), n))
+
+
+def polynomial(schedule: NoiseSchedule, n: int, *, power: float = 2.0) -> Levels:
+    """`t_i = (t_max^(1/power) + i/(n-1) (t_min^(1/power) - t_max^(1/power)))^power`, trained times.
+
+    With a power of 2, DDIM's "quadratic" times `t_i = c i^2` (arXiv 2010.02502, appendix D.2), here
+    not rounded to trained timesteps, of which the lowest would coincide. Where time is the noise
+    level it is `karras`.
+
+    Args:
+      schedule: its times must not be negative; both ends are kept.
+      n: number of levels; a single one is the highest.
+      power: 1 is `linspace`; larger puts more levels near zero.
+
+    >>> from optdiff.noise import scaled_linear
+    >>> schedule = scaled_linear()
+    >>> schedule.t(polynomial(schedule, 4)).round().tolist()
+    [999.0, 444.0, 111.0, 0.0]
+    """
+    first, last = _times(schedule, n)
+    return _at_times(schedule, np.linspace(first ** (1 / power), last ** (1 / power), n) ** power)
+
+
+def beta_time(schedule: NoiseSchedule, n: int, *, alpha: float = 0.6, beta: float = 0.6) -> Levels:
+    """`t_i = t_min + F^-1(1 - i/(n-1)) (t_max - t_min)` in trained time, F the beta distribution's.
+
+    Beta sampling (arXiv 2407.12173, section 3): most steps early and late, where an image's low
+    and high frequencies form. Times are not rounded to trained timesteps. `beta` is what diffusers
+    makes of it.
+
+    Args:
+      schedule: both ends of its range are kept.
+      n: number of levels; a single one is the highest.
+      alpha, beta: less than 1 gathers levels at the lowest (alpha) and the highest (beta) time; 1
+        and 1 are `linspace`.
+
+    >>> from optdiff.noise import scaled_linear
+    >>> schedule = scaled_linear()
+    >>> schedule.t(beta_time(schedule, 5)).round().tolist()
+    [999.0, 823.0, 500.0, 176.0, 0.0]
+    """
+    first, last = _times(schedule, n)
+    share = special.betaincinv(alpha, beta, np.linspace(1, 0, n))
+    return _at_times(schedule, last + share * (first - last))
 
 
 def leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Levels:
@@ -95,7 +80,7 @@ def leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Levels
     [751.0, 501.0, 251.0, 1.0]
     """
     stride = _timesteps(schedule, n) // n
-    return _at(schedule, np.arange(n)[::-1] * stride + steps_offset)
+    return _at_timesteps(schedule, np.arange(n)[::-1] * stride + steps_offset)
 
 
 def trailing(schedule: NoiseSchedule, n: int) -> Levels:
@@ -108,13 +93,13 @@ def trailing(schedule: NoiseSchedule, n: int) -> Levels:
     [999.0, 749.0, 499.0, 249.0]
     """
     count = _timesteps(schedule, n)
-    return _at(schedule, np.round(count - np.arange(n) * (count / n)) - 1)
+    return _at_timesteps(schedule, np.round(count - np.arange(n) * (count / n)) - 1)
 
 
 def rounded_linspace(schedule: NoiseSchedule, n: int) -> Levels:
     """`linspace` at the nearest trained timesteps, as diffusers' DDIM and DPM-Solver have it (its
     Euler does not round). A single level is the highest, not the lowest as theirs."""
-    return _at(schedule, np.round(np.linspace(_timesteps(schedule, n) - 1, 0, n)))
+    return _at_timesteps(schedule, np.round(np.linspace(_timesteps(schedule, n) - 1, 0, n)))
 
 
 def shifted_flow(schedule: NoiseSchedule, n: int, *, shift: float = 1.0) -> Levels:
@@ -128,10 +113,10 @@ def shifted_flow(schedule: NoiseSchedule, n: int, *, shift: float = 1.0) -> Leve
       n: number of levels.
       shift: 1 is even spacing.
     """
-    low, high = _range(schedule, n, None, None)
+    low, high = span(schedule, n)
     low *= shift  # as in diffusers, where the lowest time is shifted before times are spaced
     t = np.linspace(high / (1 + high), low / (1 + low), n)
-    return _levels(np.minimum(shift * t / (1 - t), high))
+    return decreasing(np.minimum(shift * t / (1 - t), high))
 
 
 def from_scheduler_config(config: Mapping[str, Any]) -> Grid:
@@ -183,15 +168,14 @@ _OTHER_LEVELS = (
 )
 
 
-def explicit(schedule: NoiseSchedule, n: int, *, levels: Sequence[float]) -> Levels:
-    """Exactly these levels, for studies that bring their own grid.
+def _times(schedule: NoiseSchedule, n: int) -> tuple[float, float]:
+    """The trained times of the highest and of the lowest level."""
+    low, high = span(schedule, n)
+    return float(schedule.t(jnp.asarray(high))), float(schedule.t(jnp.asarray(low)))
 
-    Raises:
-      ValueError: if there are not n of them or they do not decrease.
-    """
-    if len(levels) != n:
-        raise ValueError(f"the explicit grid has {len(levels)} levels, but {n} were asked for")
-    return _levels(np.asarray(levels, np.float64))
+
+def _at_times(schedule: NoiseSchedule, times: np.ndarray) -> Levels:
+    return decreasing(np.asarray(schedule.sigma(jnp.asarray(times))))
 
 
 def _timesteps(schedule: NoiseSchedule, n: int) -> int:
@@ -206,30 +190,11 @@ def _timesteps(schedule: NoiseSchedule, n: int) -> int:
     return count
 
 
-def _at(schedule: NoiseSchedule, timesteps: np.ndarray) -> Levels:
+def _at_timesteps(schedule: NoiseSchedule, timesteps: np.ndarray) -> Levels:
     last = _timesteps(schedule, len(timesteps)) - 1
     if timesteps[0] > last or timesteps[-1] < 0:
         raise ValueError(
             f"timesteps {timesteps[0]:g} to {timesteps[-1]:g} are not all trained: those are "
             f"{last} to 0; ask for fewer levels or another steps_offset"
         )
-    return _levels(np.asarray(schedule.sigma(jnp.asarray(timesteps, float))))
-
-
-def _range(schedule, n, sigma_min, sigma_max) -> tuple[float, float]:
-    if n < 1:
-        raise ValueError(f"a grid needs at least one level, not {n}")
-    low = schedule.sigma_min if sigma_min is None else sigma_min
-    top = schedule.sigma_max if np.isfinite(schedule.sigma_max) else SIGMA_CAP
-    high = top if sigma_max is None else sigma_max
-    if not 0.0 < low < high < np.inf:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, finite, got {low} and {high}")
-    return low, high
-
-
-def _levels(levels: np.ndarray) -> Levels:
-    if not (np.isfinite(levels).all() and np.all(levels > 0) and np.all(np.diff(levels) < 0)):
-        raise ValueError(
-            f"noise levels must be finite, positive and decrease, got {levels.tolist()}"
-        )
-    return jnp.asarray(levels, float)
+    return _at_times(schedule, timesteps)

@@ -1,0 +1,122 @@
+"""Grids at evenly spaced quantiles of a distribution of noise levels: dense where it is dense.
+
+A model is trained at levels drawn from a distribution; its quantiles step where it was trained
+most. A distribution over all levels is cut at the ends of the range, which are kept.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import special
+
+from optdiff.grids.levels import decreasing, span
+from optdiff.types import Levels, NoiseSchedule
+
+
+def log_normal(
+    schedule: NoiseSchedule,
+    n: int,
+    *,
+    p_mean: float = -1.2,
+    p_std: float = 1.2,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Levels:
+    """Quantiles of EDM's training levels, `log sigma ~ N(p_mean, p_std^2)` cut at the range.
+
+    arXiv 2206.00364, table 1 and section 5. For a flow model, where `sigma = t / (1 - t)`, these
+    are the times of the logit-normal distribution (arXiv 2403.03206, eq. 19).
+
+    Args:
+      schedule, n, sigma_min, sigma_max: as `karras`.
+      p_mean, p_std: mean and standard deviation of log sigma.
+
+    >>> from optdiff.noise import variance_exploding
+    >>> [round(s, 3) for s in log_normal(variance_exploding(), 5).tolist()]
+    [80.0, 0.677, 0.301, 0.134, 0.002]
+    """
+    low, high = span(schedule, n, sigma_min, sigma_max)
+    return _quantiles(low, high, n, p_mean, p_std, special.ndtr, special.ndtri)
+
+
+def laplace(
+    schedule: NoiseSchedule,
+    n: int,
+    *,
+    mu: float = 0.0,
+    b: float = 0.5,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Levels:
+    """Quantiles of a Laplace distribution of log SNR, `p(lambda) = exp(-|lambda - mu| / b) / 2b`
+    with `lambda = -2 log sigma`, cut at the range: `lambda = mu - b sgn(1/2 - t) log(1 - |2t - 1|)`
+    at evenly spaced t.
+
+    arXiv 2407.03297, table 1. ComfyUI's grid of this name takes `log sigma` for lambda, and does
+    not cut the distribution but clamps its levels, so that some coincide.
+
+    Args:
+      schedule, n, sigma_min, sigma_max: as `karras`.
+      mu: the log SNR around which levels gather; 0 is sigma = 1.
+      b: how widely.
+
+    >>> from optdiff.noise import variance_exploding
+    >>> [round(s, 3) for s in laplace(variance_exploding(), 5).tolist()]
+    [80.0, 1.189, 1.0, 0.841, 0.002]
+    """
+    low, high = span(schedule, n, sigma_min, sigma_max)
+
+    def cdf(z):
+        return np.where(z < 0, np.exp(-np.abs(z)) / 2, 1 - np.exp(-np.abs(z)) / 2)
+
+    return _quantiles(low, high, n, -mu / 2, b / 2, cdf, lambda p: np.log(2 * p))
+
+
+def beta(
+    schedule: NoiseSchedule,
+    n: int,
+    *,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Levels:
+    """`sigma_i = sigma_min + F^-1(1 - i/(n-1)) (sigma_max - sigma_min)`, F the beta distribution's.
+
+    The "beta sigmas" of diffusers, which names arXiv 2407.12173 for them; but that spaces times so,
+    not levels: see `beta_time`.
+
+    Args:
+      schedule, n, sigma_min, sigma_max: as `karras`.
+      alpha, beta: less than 1 gathers levels at `sigma_min` (alpha) and `sigma_max` (beta); 1 and 1
+        are evenly spaced.
+
+    >>> from optdiff.noise import variance_exploding
+    >>> [round(s, 3) for s in beta(variance_exploding(), 5).tolist()]
+    [80.0, 65.946, 40.001, 14.056, 0.002]
+    """
+    low, high = span(schedule, n, sigma_min, sigma_max)
+    return decreasing(low + special.betaincinv(alpha, beta, np.linspace(1, 0, n)) * (high - low))
+
+
+def _quantiles(
+    low: float,
+    high: float,
+    n: int,
+    mean: float,
+    scale: float,
+    cdf: Callable[[np.ndarray], np.ndarray],
+    lower_quantile: Callable[[np.ndarray], np.ndarray],
+) -> Levels:
+    """Levels at the quantiles of `log sigma`, whose distribution is symmetric about its mean.
+
+    From the lower tail below the median, from the upper one above it: the range may reach further
+    into either than `1 - p` can tell from 1.
+    """
+    ends = (np.log([high, low]) - mean) / scale
+    below, above = np.linspace(*cdf(ends), n), np.linspace(*cdf(-ends), n)
+    lower = below < above
+    z = lower_quantile(np.where(lower, below, above))
+    levels = np.exp(mean + scale * np.where(lower, z, -z))
+    levels[-1], levels[0] = low, high
+    return decreasing(levels)
