@@ -2,7 +2,7 @@
 
 Two schedules made from the same numbers are equal, however they were spelled: problems carry their
 schedule as static data, and an equal schedule must not recompile a network. So functions are shared
-or cached. Where to step between the levels is a grid's business (`grids.py`).
+or cached. Where to step between the levels is a grid's business (`grids`).
 """
 
 from collections.abc import Mapping

@@ -9,9 +9,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from optdiff.provenance import source_digest
@@ -53,13 +51,13 @@ def report(study: str | Path, *, primary: str | None = None, source: str | None 
     files = {
         "table.md": (head + rest).encode(),
         "table.csv": table.tidy(found).encode(),
-        "figure.svg": _svg(figures.quality(found)),
+        "figure.svg": figures.svg(figures.quality(found)),
     }
     if shown := [picture for board in found if (picture := _samples(study, board)) is not None]:
         files["samples.png"] = _png(pictures.stack(shown))
     traces = {board.problem: traced for board in found if (traced := _traces(study, board))}
     if traces:
-        files["diagnostics.svg"] = _svg(figures.diagnostics(found, traces))
+        files["diagnostics.svg"] = figures.svg(figures.diagnostics(found, traces))
     write(study, files)
     return head
 
@@ -108,14 +106,6 @@ def _traces(study: Path, board: Board) -> tuple[int, Traces] | None:
         if best and len(best[1]) == len(board.methods):
             break
     return best
-
-
-def _svg(figure: Figure) -> bytes:
-    """A figure as SVG, the same bytes each time; text as paths, so fonts do not matter."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "optdiff", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
 
 
 def _png(pixels: pictures.Pixels) -> bytes:

@@ -5,10 +5,12 @@ palette of Okabe and Ito, safe for the colour-blind, each with its marker), the 
 named. This file owns axes, colours and labels; numbers come from `cells` and from artifacts.
 """
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -54,6 +56,14 @@ class End(NamedTuple):
     y: float
     colour: str
     text: str | tuple
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes each time; text as paths, so fonts do not matter."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "optdiff", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def styles(board_list: Sequence[Board]) -> dict[str, Style]:
