@@ -8,6 +8,7 @@ from optdiff.samplers.adam import (
     adam_per_sample,
     adaptive_momentum,
     scale_by_adam_per_sample,
+    scale_by_radam,
 )
 from optdiff.samplers.ddim import ddim
 from optdiff.samplers.directions import (
@@ -31,8 +32,14 @@ from optdiff.samplers.dpm_solver import (
     dpmpp_3s,
 )
 from optdiff.samplers.dpmpp import dpmpp_2m
-from optdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
-from optdiff.samplers.fitting import by_level, image_axes, scale_by_root_size, with_read_out
+from optdiff.samplers.fitting import (
+    begin_beside,
+    by_level,
+    image_axes,
+    scale_by_root_size,
+    unless_at_rest,
+    with_read_out,
+)
 from optdiff.samplers.foresight import eqm_nag, pfdiff
 from optdiff.samplers.heun import heun
 from optdiff.samplers.linear import linear
@@ -64,18 +71,16 @@ __all__ = [
     "ancestral",
     "ancestral_down",
     "anneal",
+    "begin_beside",
     "by_level",
     "constant",
     "ddim",
     "dpm2",
     "dpm2_ancestral",
     "dpmpp_2m",
-    "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_2s_ancestral",
-    "dpmpp_3m_sde",
     "dpmpp_3s",
-    "dpmpp_sde",
     "eps",
     "eqm_nag",
     "from_optimizer",
@@ -100,10 +105,12 @@ __all__ = [
     "scale_by_ghvb",
     "scale_by_gradient_estimation",
     "scale_by_heavy_ball",
+    "scale_by_radam",
     "scale_by_reading",
     "scale_by_root_size",
     "scale_by_sigma_step",
     "score",
+    "unless_at_rest",
     "whole_batch",
     "with_read_out",
 ]

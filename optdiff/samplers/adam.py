@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
 from optdiff.samplers.renoise import ancestral_down, gap, split, standard_normal
-from optdiff.types import Sampler, Samples
+from optdiff.types import Sampler, Samples, expand
 
 
 class ScaleByAdamPerSampleState(NamedTuple):
@@ -79,6 +79,63 @@ def adam_per_sample(
     >>> sampler = adam_per_sample(b2=0.5)
     """
     return optax.chain(scale_by_adam_per_sample(b1, b2), scale_by_sigma_step())
+
+
+class ScaleByRadamState(NamedTuple):
+    """The moments of eps, averaged from zero; `count` steps taken."""
+
+    count: Int[Array, "b"]
+    m: Samples
+    v: Samples
+
+
+def scale_by_radam(
+    b1: float | Float[Array, ""] = 0.9,
+    b2: float | Float[Array, ""] = 0.999,
+    eps: float = 1e-8,
+    threshold: float = 5.0,
+) -> Sampler:
+    """Link: rectified Adam (arXiv 1908.03265, algorithm 2), elementwise, as `optax.scale_by_radam`.
+
+    Optax's own has no gradient: in steps that do not use it, its factor is the root of a negative
+    number. There the direction is the bias-corrected average alone, so it begins as momentum.
+
+    Args:
+      b1: memory of the direction.
+      b2: memory of its square, whose length `2 / (1 - b2) - 1` bounds the number of squares known.
+      eps: added to the root of the square.
+      threshold: how many squares must be known before they are used.
+
+    >>> scaled = scale_by_radam(b2=0.9)
+    """
+    known_at_last = 2.0 / (1.0 - b2) - 1.0
+
+    def init(x):
+        return ScaleByRadamState(
+            jnp.zeros(x.shape[0], jnp.int32), jnp.zeros_like(x), jnp.zeros_like(x)
+        )
+
+    def update(gradient, state, x=None, **unused):
+        count = state.count + 1
+        m = weighted_sum((jnp.asarray(1.0 - b1), gradient), (jnp.asarray(b1), state.m))
+        v = weighted_sum((jnp.asarray(1.0 - b2), gradient**2), (jnp.asarray(b2), state.v))
+        known = known_at_last - 2.0 * count * b2**count / (1.0 - b2**count)
+        enough = known >= threshold
+        share = jnp.where(enough, known, known_at_last)
+        factor = jnp.sqrt(_rectifier(share) / _rectifier(known_at_last)) / (1.0 - b1**count)
+        root = jnp.sqrt(v / expand(1.0 - b2**count, v)) + eps
+        direction = jnp.where(
+            expand(enough, m),
+            weighted_sum((factor, m / root)),
+            weighted_sum((1.0 / (1.0 - b1**count), m)),
+        )
+        return direction.astype(m.dtype), ScaleByRadamState(count, m, v)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rectifier(known):
+    return (known - 4.0) * (known - 2.0) / known
 
 
 class AdaptiveMomentumState(NamedTuple):

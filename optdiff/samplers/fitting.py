@@ -1,7 +1,7 @@
 """What optax's optimizers need to fit, besides reading, rule and wrapping (`directions`).
 
 A unit of length for those that normalize, matrices for Muon, a read-out for those whose answer is
-not their last iterate, and hyperparameters that follow the noise level.
+not their last iterate, safety where they divide by zero, and hyperparameters that follow the level.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def scale_by_root_size() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: updates * jnp.sqrt(float(updates.size)))
 
 
-def image_axes(sample: Array) -> optax.contrib.MuonDimensionNumbers | None:
+def image_axes(sample: Array | optax.MaskedNode) -> optax.contrib.MuonDimensionNumbers | None:
     """Where Muon finds matrices in a sample: height by width, channel by channel.
 
     A vector has none, and `optax.contrib.muon` leaves it to Adam. Its own default leaves (h, w, c)
@@ -38,14 +38,17 @@ def image_axes(sample: Array) -> optax.contrib.MuonDimensionNumbers | None:
     >>> image_axes(jnp.zeros((8, 8, 4)))
     MuonDimensionNumbers(reduction_axis=0, output_axis=1)
     """
-    return optax.contrib.MuonDimensionNumbers(0, 1) if sample.ndim > 1 else None
+    # Muon also asks about leaves that it has masked out, which have no dimensions.
+    matrices = getattr(sample, "ndim", 0) > 1
+    return optax.contrib.MuonDimensionNumbers(0, 1) if matrices else None
 
 
 def with_read_out(
     optimizer: optax.GradientTransformation, read_out: Callable[[PyTree, PyTree], PyTree]
 ) -> Sampler:
     """An optimizer whose answer is `read_out(state, x)` and not its last iterate: on the last step
-    it goes there. For `from_optimizer` under `constant`, where its updates are the steps.
+    it goes there. For `from_optimizer` under `constant`, where its updates are the steps. A sample
+    that a clock stops before the driver's last step stays at its iterate.
 
     Args:
       optimizer: for example `optax.contrib.schedule_free_sgd`.
@@ -67,6 +70,37 @@ def with_read_out(
         ), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def unless_at_rest(optimizer: optax.GradientTransformation) -> Sampler:
+    """An optimizer that stays as it is while the gradient is zero, for those that divide by it.
+
+    >>> guarded = unless_at_rest(optax.contrib.prodigy())
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(updates, state, x, **extra):
+        moves = optax.tree.norm(updates, ord=1) > 0
+        new = optimizer.update(updates, state, x, **extra)
+        old = (optax.tree.zeros_like(updates), state)
+        return jax.tree.map(lambda a, b: jnp.where(moves, a, b).astype(b.dtype), new, old)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def begin_beside(optimizer: optax.GradientTransformation, by: float = 1e-3) -> Sampler:
+    """An optimizer that measures its distance from the start, told a start a little beside it: at
+    the start itself a distance has no gradient, and the levels' and the weights' would be lost.
+
+    >>> distance = begin_beside(optax.contrib.dog())
+    """
+
+    def init(x):
+        return optimizer.init(jax.tree.map(lambda p: p + by, x))
+
+    return optax.GradientTransformationExtraArgs(
+        init, optax.with_extra_args_support(optimizer).update
+    )
 
 
 def by_level(make: Callable[..., optax.GradientTransformation], **hyperparameters: Any) -> Sampler:

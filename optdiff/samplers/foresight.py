@@ -81,12 +81,12 @@ def eqm_nag(
     `x' = x - eta f(x + mu (x - x_prev))`, with `eta f = learning_rate rule(...) eps`.
 
     No velocity builds up, so it is not Nesterov's method. The iterate is the point ahead,
-    `y = x + mu (x - x_prev)`, and on the last step the base itself, which is what EqM returns.
-    In terms of y it is optimistic descent, `y' - y = -eta ((1 + mu) f - mu f_prev)` if eta rests.
+    `y = x + mu (x - x_prev)`, also at the end, where EqM returns the base. In terms of y it is
+    optimistic descent, `y' - y = -eta ((1 + mu) f - mu f_prev)` if eta rests.
 
     Under `anneal` the base is at the grid's level and y below it, by mu times the last step: the
-    denoiser is told more noise than there is, until the last step. Steps shrink the lag with
-    them, so it still converges to the target at first order. Under `constant` there is no level to
+    denoiser is told more noise than there is. Steps shrink the lag with them, so it still converges
+    to the target at first order. Under `constant` there is no level to
     keep: it descends to a fixed point of the denoiser (EqM: eta 0.0017, mu 0.3, 250 steps), on
     `gaussian` the mean. One evaluation per step; linear.
 
@@ -102,12 +102,11 @@ def eqm_nag(
     def init(y):
         return EqMNAGState(jnp.zeros_like(y))
 
-    def update(eps, state, y, *, sigma, sigma_next, steps_left, **unused):
-        # The rule divides by the reading of the gradient what the gradient then has of it.
-        eta = learning_rate * rule(reading, sigma, sigma_next) * reading(sigma)
+    def update(eps, state, y, *, sigma, sigma_next, **unused):
+        eta = learning_rate * rule(reading, sigma, sigma_next) * reading(sigma)  # times eps
         move = weighted_sum((-eta, eps))
-        ahead = jnp.where(jnp.asarray(steps_left) == 1, 0.0, mu)
-        dx = weighted_sum((1.0 + ahead, move), (-jnp.asarray(mu), state.move))
+        ahead = jnp.asarray(mu)
+        dx = weighted_sum((1.0 + ahead, move), (-ahead, state.move))
         return dx, EqMNAGState(move)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -20,7 +20,7 @@ class ScaleByHeavyBallState(NamedTuple):
     velocity: Samples
 
 
-def scale_by_heavy_ball(beta: float | Float[Array, ""] = 0.2) -> Sampler:
+def scale_by_heavy_ball(beta: float | Float[Array, ""] | Float[Array, "b"] = 0.2) -> Sampler:
     """Link: the exponential average `v_n = beta v_{n-1} + (1 - beta) eps_n` with `v_0 = eps_0`.
 
     It starts from the first gradient, which is neither optax's `ema` (from zero) nor `trace` (a
@@ -38,7 +38,7 @@ def scale_by_heavy_ball(beta: float | Float[Array, ""] = 0.2) -> Sampler:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def momentum(beta: float | Float[Array, ""] = 0.2) -> Sampler:
+def momentum(beta: float | Float[Array, ""] | Float[Array, "b"] = 0.2) -> Sampler:
     """Heavy-ball momentum on DDIM (arXiv 2307.11118, eq. 11, whose beta is our `1 - beta`):
 
     `v_n = beta v_{n-1} + (1 - beta) eps_n, v_0 = eps_0;  x' = x - (sigma - sigma') v_n`
@@ -134,7 +134,7 @@ class NesterovState(NamedTuple):
     sigma: Float[Array, "b"]
 
 
-def nesterov(mu: float | Float[Array, ""] = 0.2) -> Sampler:
+def nesterov(mu: float | Float[Array, ""] | Float[Array, "b"] = 0.2) -> Sampler:
     """Nesterov's look-ahead with the noise level kept true. The iterate is the look-ahead `y` at
     the grid's level; the base point `x` lives in the state, at a level `s` of its own:
 
