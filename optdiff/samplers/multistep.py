@@ -1,13 +1,95 @@
-"""Linear multistep directions: combine this gradient with the ones remembered."""
+"""Linear multistep methods: combine this field with the ones remembered.
 
+This file owns what they remember (`History`), the weights of a polynomial through it, and the
+methods whose weights are constant. Those whose weights follow the steps have files of their own.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
-from optdiff.types import Sampler, Samples
+from optdiff.types import Sampler, Samples, Sigma
+
+
+class History(NamedTuple):
+    """Fields of the steps before, newest first, and the levels they were taken at.
+
+    `count` fields were ever remembered; where they are fewer than there is room for, the last
+    places are empty.
+    """
+
+    count: Int[Array, "b"]
+    fields: tuple[Samples, ...]
+    sigmas: tuple[Float[Array, "b"], ...]
+
+    @classmethod
+    def empty(cls, x: Samples, room: int) -> "History":
+        """Room for so many fields. An empty place has some level, so that its logarithm exists."""
+        zeros = tuple(jnp.zeros_like(x) for _ in range(room))
+        ones = tuple(jnp.ones(x.shape[0]) for _ in range(room))
+        return cls(jnp.zeros(x.shape[0], jnp.int32), zeros, ones)
+
+    def and_now(self, field: Samples, sigma: Sigma) -> "History":
+        """With one field more than there is room for."""
+        sigma = jnp.broadcast_to(sigma, self.count.shape).astype(jnp.zeros(()).dtype)
+        return History(self.count + 1, (field, *self.fields), (sigma, *self.sigmas))
+
+    def but_the_newest(self) -> "History":
+        """What was remembered one step before."""
+        return History(self.count - 1, self.fields[1:], self.sigmas[1:])
+
+    def but_the_oldest(self) -> "History":
+        """What the next step remembers of `and_now`."""
+        return History(self.count, self.fields[:-1], self.sigmas[:-1])
+
+
+def polynomial_weights(
+    nodes: Sequence[Array | float],
+    moments: Sequence[Array | float],
+    order: int | Int[Array, ""] | Int[Array, "b"],
+) -> Float[Array, "nodes ..."]:
+    """Weights `w` such that `sum_j w_j f(s_j)` is the integral of `kernel(s) p(s)`, where `p` is
+    the polynomial through `f` at the first `order` nodes; zero for the other nodes.
+
+    In Newton's form, term by term: a term whose nodes are not all distinct says nothing and is left
+    out, which lowers the order where levels repeat.
+
+    Args:
+      nodes: `s_j`, the first ones first; each () or (b,).
+      moments: integrals of `kernel(s) s^k`, k = 0, 1, ...; as many as there are nodes.
+      order: how many nodes count, for all samples or for each.
+
+    >>> polynomial_weights([0.0, -1.0], [1.0, 0.5], 2).tolist()
+    [1.5, -0.5]
+    """
+    n = len(nodes)
+    *values, order = jnp.broadcast_arrays(*nodes, *moments[:n], order)
+    s, moments = jnp.stack(values[:n]), jnp.stack(values[n:])
+
+    def to_columns(table):
+        return np.reshape(table, table.shape + (1,) * order.ndim)
+
+    index = np.arange(n)
+    gaps, newton, terms = jnp.ones_like(s)[None], jnp.ones_like(s) * to_columns(index == 0), []
+    for i in range(n):
+        terms.append(newton)  # the coefficients of prod (s - s_j), j < i
+        newton = jnp.concatenate([jnp.zeros_like(s[:1]), newton[:-1]]) - s[i][None] * newton
+        # What f_j is divided by in term k: the product of its gaps to the other nodes up to k.
+        among = to_columns((i <= index)[:, None] & (i != index)[None])
+        gaps = gaps * jnp.where(among, (s - s[i][None])[None], 1.0)
+    present = to_columns(np.tri(n, dtype=bool))
+    counts = jnp.all((gaps != 0) | ~present, axis=1) & (to_columns(index) < order[None])
+    counts = present & counts[:, None]
+    integrals = jnp.sum(jnp.stack(terms) * moments[None], axis=1)
+    return jnp.sum(
+        jnp.where(counts, integrals[:, None] / jnp.where(counts, gaps, 1.0), 0.0), axis=0
+    )
+
 
 ADAMS_BASHFORTH = (
     (1.0,),
