@@ -1,0 +1,161 @@
+"""Exponential Adams methods over the data prediction in log SNR: UniPC, and the rule it shares with
+SA-Solver.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from optdiff.samplers.directions import weighted_sum
+from optdiff.samplers.dpmpp import exponential_moments
+from optdiff.samplers.multistep import History, polynomial_weights
+from optdiff.types import Sampler, Sigma, expand
+
+B = Callable[[Array], Array]
+"""UniPC's B, a function of `-h` that is `-h` plus terms of second order."""
+
+
+def bh1(z: Array) -> Array:
+    """UniPC's first choice, `B(z) = z` (arXiv 2302.04867, section 3.1)."""
+    return z
+
+
+def bh2(z: Array) -> Array:
+    """UniPC's second choice, `B(z) = e^z - 1` (arXiv 2302.04867, section 3.1)."""
+    return jnp.expm1(z)
+
+
+def unip(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler:
+    """UniP, the predictor of `unipc` without its corrector (arXiv 2302.04867, algorithm 2).
+
+    One evaluation per step; linear. With `bh2`, order 2 is DPM-Solver++(2M). Orders as in `unipc`,
+    the start's excepted: its error is of second order.
+
+    Args and errors: as `unipc`.
+
+    >>> sampler = unip(order=2)
+    """
+    _require_order(order, final_order)
+
+    def second(h):
+        return -h * b(-h) / 2
+
+    return exponential_adams(order, 0, second, final_order=final_order)
+
+
+def unipc(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler:
+    """UniPC (arXiv 2302.04867, algorithms 1 and 2, data prediction): the polynomial through the
+    last `order` predictions of the data, integrated exactly in log SNR, and corrected with the one
+    at the step's end, which is the next step's and costs nothing.
+
+    In sigma-coordinates, with `h = log(sigma / sigma')` and `p` through `D` at past log SNR,
+
+    `x' = (sigma'/sigma) x_c + integral from 0 to h of e^{s - h} p(s) ds`
+    `x_c' = x' + the same integral of p with D(x', sigma') among its points, less that without`
+
+    Where p is a straight line, which is the predictor of order 2 and the corrector of order 1, the
+    integral of its slope is `-h B(-h) / 2`. The iterate is x', at which D is evaluated; `x_c` only
+    adds to the next step, so whatever else moved x' (noise, say) is kept.
+
+    One evaluation per step; linear. Order 1 is of second order, 2 and 3 of third, by the
+    corrector; the last predictor, uncorrected, adds an error of its own order plus one.
+
+    Args:
+      order: 1 to 3, of the predictor; lower while the history fills.
+      b: `bh1`, `bh2`, or another such function.
+      final_order: at most this on the last step, one more on the step before, and so on; diffusers
+        has 2 (and 1 for the denoising that follows). None: `order` throughout.
+
+    Raises:
+      ValueError: for another order.
+
+    >>> sampler = unipc(order=2, b=bh1)
+    """
+    _require_order(order, final_order)
+
+    def second(h):
+        return -h * b(-h) / 2
+
+    return exponential_adams(order, order + 1, second, final_order=final_order)
+
+
+def exponential_adams(
+    predictor: int,
+    corrector: int,
+    second: Callable[[Array], Array],
+    *,
+    tau: Callable[[Sigma], Array] = jnp.zeros_like,
+    final_order: int | None = None,
+) -> Sampler:
+    """What UniPC and SA-Solver's drift have in common: see `unipc` and `sa_solver`.
+
+    Args:
+      predictor: points of the predictor's polynomial, all past.
+      corrector: points of the corrector's, the step's end among them; 0 for no corrector.
+      second: the integral of `s` along the step of length h, for polynomials through two points.
+      tau: as `sa_solver`.
+      final_order: as `unipc`.
+    """
+    # The corrector also takes back what the predictor's oldest point said.
+    room = max(predictor, corrector - 1) if corrector else predictor - 1
+    final_order = predictor if final_order is None else final_order
+
+    def init(x):
+        return History.empty(x, room)
+
+    def moments(sigma, sigma_next):
+        """Of a step: see `exponential_moments`, and the first of them for straight lines."""
+        h, rate = jnp.log(sigma / sigma_next), 1.0 + tau(sigma) ** 2
+        exact = exponential_moments(h, max(predictor, corrector, 2), rate)
+        return [rate * moment for moment in exact], rate * second(h)
+
+    def weights(points, start, integrals, order):
+        """Of the polynomial through `order` of the points at these levels."""
+        (constant, slope, *rest), straight = integrals
+        slope = jnp.where(order == 2, straight, slope)
+        nodes = [jnp.log(start / level) for level in points]
+        return polynomial_weights(nodes, (constant, slope, *rest), order)
+
+    def correction(past, steps_left):
+        """How the weights of the step that led here change, now that its end is known."""
+        start, limit = past.sigmas[1], final_order + steps_left
+        integrals = moments(start, past.sigmas[0])
+        order = _least(corrector, past.count, limit + 1)
+        after = weights(past.sigmas[:corrector], start, integrals, order)
+        order = _least(predictor, past.count - 1, limit)
+        before = weights(past.sigmas[1 : 1 + predictor], start, integrals, order)
+        change = _padded(after, 0, room + 1) - _padded(before, 1, room + 1)
+        return jnp.where(past.count > 1, change, 0.0)
+
+    def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
+        past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
+        lost = jnp.expm1(-(1 + tau(sigma) ** 2) * jnp.log(sigma / sigma_next))  # of x, negative
+        order = _least(predictor, past.count, final_order + steps_left - 1)
+        total = weights(past.sigmas[:predictor], sigma, moments(sigma, sigma_next), order)
+        if corrector:
+            kept = jnp.broadcast_to(1 + lost, past.count.shape)
+            total = _padded(total, 0, room + 1) + kept[None] * correction(past, steps_left)
+        dx = weighted_sum((lost, x), *zip(total, past.fields, strict=True))
+        return dx, past.but_the_oldest()
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _least(*orders):
+    return reduce(jnp.minimum, orders)
+
+
+def _padded(weights, before, length):
+    """Weights of all fields from those of some."""
+    after = length - before - len(weights)
+    return jnp.pad(weights, [(before, after)] + [(0, 0)] * (weights.ndim - 1))
+
+
+def _require_order(order, final_order):
+    if order not in range(1, 4):
+        raise ValueError(f"order is 1 to 3, not {order}")
+    if final_order is not None and final_order < 1:
+        raise ValueError(f"final_order is at least 1, or None, not {final_order}")
