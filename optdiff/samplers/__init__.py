@@ -11,6 +11,7 @@ from optdiff.samplers.adam import (
     scale_by_radam,
 )
 from optdiff.samplers.ddim import ddim
+from optdiff.samplers.deis import deis, deis_log_rho, deis_rho, vp_time
 from optdiff.samplers.directions import (
     anneal,
     constant,
@@ -31,7 +32,7 @@ from optdiff.samplers.dpm_solver import (
     dpmpp_2s_ancestral,
     dpmpp_3s,
 )
-from optdiff.samplers.dpmpp import dpmpp_2m
+from optdiff.samplers.dpmpp import dpmpp_2m, dpmpp_3m
 from optdiff.samplers.fitting import (
     begin_beside,
     by_level,
@@ -43,6 +44,7 @@ from optdiff.samplers.fitting import (
 from optdiff.samplers.foresight import eqm_nag, pfdiff
 from optdiff.samplers.heun import heun
 from optdiff.samplers.linear import linear
+from optdiff.samplers.lms import ipndm_v, lms
 from optdiff.samplers.momentum import (
     ghvb,
     momentum,
@@ -56,6 +58,7 @@ from optdiff.samplers.multistep import (
     scale_by_adams_bashforth,
     scale_by_gradient_estimation,
 )
+from optdiff.samplers.plms import plms
 from optdiff.samplers.renoise import (
     ancestral,
     ancestral_down,
@@ -64,6 +67,8 @@ from optdiff.samplers.renoise import (
     power_down,
     renoise,
 )
+from optdiff.samplers.sa_solver import sa_solver, tau_between
+from optdiff.samplers.unipc import bh1, bh2, unip, unipc
 
 __all__ = [
     "adam_per_sample",
@@ -72,14 +77,20 @@ __all__ = [
     "ancestral_down",
     "anneal",
     "begin_beside",
+    "bh1",
+    "bh2",
     "by_level",
     "constant",
     "ddim",
+    "deis",
+    "deis_log_rho",
+    "deis_rho",
     "dpm2",
     "dpm2_ancestral",
     "dpmpp_2m",
     "dpmpp_2s",
     "dpmpp_2s_ancestral",
+    "dpmpp_3m",
     "dpmpp_3s",
     "eps",
     "eqm_nag",
@@ -91,15 +102,19 @@ __all__ = [
     "heun",
     "image_axes",
     "ipndm",
+    "ipndm_v",
     "linear",
+    "lms",
     "momentum",
     "mu_down",
     "nesterov",
     "per_sample",
     "pfdiff",
+    "plms",
     "power_down",
     "renoise",
     "residual",
+    "sa_solver",
     "scale_by_adam_per_sample",
     "scale_by_adams_bashforth",
     "scale_by_ghvb",
@@ -110,7 +125,11 @@ __all__ = [
     "scale_by_root_size",
     "scale_by_sigma_step",
     "score",
+    "tau_between",
+    "unip",
+    "unipc",
     "unless_at_rest",
+    "vp_time",
     "whole_batch",
     "with_read_out",
 ]
