@@ -27,6 +27,8 @@ USUAL = TRAINED | {"clip_sample": False}
 STEPS = (5, 10, 25)
 SPACINGS = ("leading", "trailing", "linspace")
 LEVELS = ("trained", "karras", "exponential", "beta")
+NOTHING = 1e-12
+"""A level so low that it is zero; patches may end there where a scheduler cannot divide by it."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -84,6 +86,14 @@ def in_float64(name):
             torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def _tensors_in_numpy():
+    """They hand tensors to NumPy in ways that end one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 class Run(NamedTuple):
     """Iterates (n, b, ...) at the n positive levels, and where the run ended: at zero, or at the
     last of the levels where the scheduler stops there."""
@@ -105,10 +115,8 @@ def create(name: str, steps: int, *, patch: Patch | None = None, **config):
     scheduler = getattr(diffusers, name)
     known = inspect.signature(scheduler).parameters
     usual = {key: value for key, value in USUAL.items() if key in known}
-    with warnings.catch_warnings():  # they hand tensors to NumPy in a way that ends one day
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scheduler = scheduler(**usual | config)
-        scheduler.set_timesteps(steps)
+    scheduler = scheduler(**usual | config)
+    scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):  # else it may begin at the second of equal timesteps
         scheduler.set_begin_index(0)
     if patch is not None:
@@ -130,7 +138,8 @@ def called_at(scheduler) -> np.ndarray:
         levels = ((1 - alphas) / alphas).sqrt()
     else:
         levels = scheduler.betas / scheduler.alphas
-    return np.asarray(levels.double())
+    levels = np.asarray(levels.double())
+    return np.append(levels[:-1], levels[-1] * (levels[-1] > NOTHING))
 
 
 def run(
@@ -138,6 +147,7 @@ def run(
     denoise: Callable[[np.ndarray, float], np.ndarray],
     x: np.ndarray,
     *,
+    prediction: str = "epsilon",
     calls_per_step: int = 1,
     noise: np.ndarray | None = None,
     options: Options | None = None,
@@ -148,6 +158,7 @@ def run(
       scheduler: with its timesteps set.
       denoise: `D(x, sigma)`.
       x: the start, in sigma-coordinates.
+      prediction: what the model puts out.
       calls_per_step: 2 where every other call only looks ahead.
       noise: (steps, b, ...), what it draws in each step.
       options: what `step` is told besides.
@@ -170,8 +181,7 @@ def run(
             "sample": x0,
             "v_prediction": alphas[call] * (eps - levels[call] * x0),
         }
-        # IPNDM has no choice of them.
-        output = torch.tensor(outputs[scheduler.config.get("prediction_type", "v_prediction")])
+        output = torch.tensor(outputs[prediction])
         drawn = None if noise is None else torch.tensor(noise[call // calls_per_step], dtype=dtype)
         extra = options(scheduler, call, call == len(alphas) - 2) if options else {}
         with _drawing(scheduler, drawn):
@@ -225,6 +235,7 @@ class Parity(NamedTuple):
         tolerance: float = 1e-9,
         as_shipped: float = 1e-4,
         noisy: bool = False,
+        prediction: str = "epsilon",
         patch: Patch | None = None,
         calls_per_step: int = 1,
         options: Options | None = None,
@@ -237,6 +248,7 @@ class Parity(NamedTuple):
           sampler: ours.
           tolerance, as_shipped: relative errors by norm.
           noisy: let it draw the noise that our samplers add.
+          prediction: what the model puts out, where the scheduler has no choice.
           patch, calls_per_step, options: see `Patch` and `run`.
           config: of the scheduler, besides the case's.
 
@@ -244,14 +256,16 @@ class Parity(NamedTuple):
         """
         settings = {"patch": patch} | case.config | config
         how = {"calls_per_step": calls_per_step, "options": options}
-        with in_float64(name):
+        how["prediction"] = case.prediction or prediction
+        with in_float64(name), _tensors_in_numpy():
             scheduler = create(name, case.steps, **settings)
             levels = jnp.asarray(_reached(scheduler, calls_per_step))
             x = self.problem.prior(self.keys, levels[0])
             how["noise"] = self.noise(levels) if noisy else None
             theirs = run(scheduler, self.denoise, x, **how)
             stops = called_at(scheduler)[-1] > 0
-        shipped = run(create(name, case.steps, **settings), self.denoise, x, **how)
+        with _tensors_in_numpy():
+            shipped = run(create(name, case.steps, **settings), self.denoise, x, **how)
         ours = self.ours(sampler, levels, x, finish=identity if stops else denoise)
         require_same(ours, theirs, tolerance)
         require_same(ours, shipped, as_shipped)

@@ -5,16 +5,45 @@ Where diffusers departs from the method, the test mends the oracle, in a few lin
 """
 
 from fractions import Fraction
+from itertools import cycle
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from diffusers_oracle import STEPS, Case, cases
+import torch
+from diffusers_oracle import STEPS, TRAINED, Case, cases, require_same
 
-from optdiff.samplers import ancestral, ddim, dpmpp_2m, heun, ipndm
+from optdiff.samplers import (
+    ancestral,
+    bh1,
+    bh2,
+    ddim,
+    deis_log_rho,
+    dpmpp_2m,
+    dpmpp_3m,
+    heun,
+    ipndm,
+    lms,
+    plms,
+    sa_solver,
+    tau_between,
+    unip,
+    unipc,
+)
 
 TRAINED_ONLY = cases(levels=("trained",))
 TRAINED_ONLY_NO_SAMPLE = cases(levels=("trained",), predictions=("epsilon", "v_prediction"))
 ALL = cases()
 NO_SAMPLE = cases(predictions=("epsilon", "v_prediction"))
+
+
+def each_with(values, some):
+    """The values in turn, one with each of some cases."""
+    return list(zip(some, cycle(values), strict=False))
+
+
+# The highest order on all, the lower ones in turn on half of them.
+ORDERS = each_with([3], ALL) + each_with([1, 2], ALL[::2])
 
 
 @pytest.mark.parametrize("case", NO_SAMPLE, ids=str)
@@ -42,15 +71,138 @@ def test_dpmpp_2m(case, parity):
     parity("DPMSolverMultistepScheduler", dpmpp_2m(), case, lower_order_final=False)
 
 
-@pytest.mark.parametrize("case", TRAINED_ONLY, ids=str)
-def test_lms_1(case, parity):
-    parity("LMSDiscreteScheduler", ddim(), case, options=lambda *_: {"order": 1})
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_dpmpp_3m(case, parity):
+    """It lowers the order of the step before the last in runs of fewer than 15 steps; here in
+    longer ones too."""
+
+    def options(scheduler, call, last):
+        if call == case.steps - 2:
+            scheduler.lower_order_nums = 1
+        return {}
+
+    parity(
+        "DPMSolverMultistepScheduler",
+        dpmpp_3m(final_order=2),
+        case,
+        solver_order=3,
+        options=options,
+    )
+
+
+@pytest.mark.parametrize(("case", "order"), each_with([4, 3, 2, 4, 1], NO_SAMPLE), ids=str)
+def test_lms(case, order, parity):
+    """Its step to zero has memory unless it is told otherwise."""
+
+    def options(scheduler, call, last):
+        return {"order": 1 if last else order}
+
+    parity("LMSDiscreteScheduler", lms(order), case, options=options)
+
+
+@pytest.mark.parametrize(("case", "order"), ORDERS, ids=str)
+def test_deis(case, order, parity):
+    """It ends at a positive level, which on Karras, exponential and beta levels is the last one
+    again: a step of zero length. At order 3 on beta levels its float32 constants are off by more
+    than 1e-4, from itself as from us."""
+    off_by_itself = order == 3 and case.levels == "beta" and case.steps > 5
+    _, theirs, shipped = parity(
+        "DEISMultistepScheduler",
+        deis_log_rho(order),
+        case,
+        solver_order=order,
+        lower_order_final=False,
+        as_shipped=2e-2 if off_by_itself else 1e-4,
+    )
+    if off_by_itself:
+        with pytest.raises(AssertionError):
+            require_same(shipped, theirs, 1e-4)
+
+
+def end_all_but_at_zero(scheduler):
+    """Where a scheduler must end at a positive level, because it divides by it or its B(h) is
+    infinite: let it end at one so low that it is the denoised."""
+    scheduler.sigmas[-1] = 1e-14
+
+
+@pytest.mark.parametrize(("case", "order"), ORDERS, ids=str)
+def test_unipc(case, order, parity):
+    """With bh1, diffusers is not a number on the step to zero."""
+    sampler = unipc(order, bh2, final_order=2)
+    parity("UniPCMultistepScheduler", sampler, case, solver_order=order)
+
+
+@pytest.mark.parametrize(("case", "order"), each_with([3, 2, 1], TRAINED_ONLY), ids=str)
+def test_unipc_bh1(case, order, parity):
+    parity(
+        "UniPCMultistepScheduler",
+        unipc(order, bh1, final_order=2),
+        case,
+        solver_order=order,
+        solver_type="bh1",
+        patch=end_all_but_at_zero,
+    )
+
+
+@pytest.mark.parametrize(("case", "order"), each_with([3, 2, 1], TRAINED_ONLY), ids=str)
+def test_unipc_without_its_corrector(case, order, parity):
+    parity(
+        "UniPCMultistepScheduler",
+        unip(order, bh2, final_order=2),
+        case,
+        solver_order=order,
+        disable_corrector=list(range(case.steps)),
+    )
+
+
+POINTS = [(2, 2), (3, 4), (1, 2), (2, 3), (4, 2), (1, 1), (3, 3)]
+
+
+@pytest.mark.parametrize(("case", "points"), each_with(POINTS, ALL[::-1]), ids=str)
+def test_sa_solver(case, points, parity):
+    """Its orders fall towards a last step that, on its own levels, has zero length or ends at a
+    positive one: `final_order` counts from the denoising, so let it end with that. With three
+    points or more on beta levels its float32 constants are off by more than 1e-4, from itself as
+    from us."""
+    predictor, corrector = points
+    off_by_itself = predictor > 2 and case.levels == "beta" and case.steps > 10
+    _, theirs, shipped = parity(
+        "SASolverScheduler",
+        sa_solver(predictor, corrector, lambda sigma: 0.7 * jnp.ones_like(sigma), final_order=2),
+        case,
+        noisy=True,
+        patch=end_all_but_at_zero,
+        predictor_order=predictor,
+        corrector_order=corrector,
+        tau_func=lambda t: torch.tensor(0.7),
+        as_shipped=2e-2 if off_by_itself else 1e-4,
+    )
+    if off_by_itself:
+        with pytest.raises(AssertionError):
+            require_same(shipped, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("case", TRAINED_ONLY, ids=str)
-def test_unipc_1_without_corrector(case, parity):
-    off = {"disable_corrector": list(range(case.steps))}
-    parity("UniPCMultistepScheduler", ddim(), case, solver_order=1, **off)
+def test_sa_solver_with_noise_in_the_middle(case, parity):
+    """Its default tau: 1 at timesteps 200 to 800."""
+
+    def tau(t):
+        return torch.tensor(1.0 if 200 <= t <= 800 else 0.0)
+
+    low, high = (np.sqrt(1 / _alphas_cumprod()[t] - 1) for t in (200, 800))
+    parity(
+        "SASolverScheduler",
+        sa_solver(2, 2, tau_between(low * (1 - 1e-6), high * (1 + 1e-6))),
+        case,
+        noisy=True,
+        lower_order_final=False,
+        tau_func=tau,
+    )
+
+
+def _alphas_cumprod():
+    betas = np.linspace(TRAINED["beta_start"] ** 0.5, TRAINED["beta_end"] ** 0.5, 1000) ** 2
+    return np.cumprod(1 - betas)
 
 
 def to_the_next_timestep(scheduler, call, last):
@@ -60,8 +212,7 @@ def to_the_next_timestep(scheduler, call, last):
     scheduler.num_inference_steps = Fraction(1000, here - after)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("case", TRAINED_ONLY, ids=str)
+@pytest.mark.parametrize(("case", "eta"), each_with([0.0, 0.5, 1.0, 0.7], TRAINED_ONLY), ids=str)
 def test_ddim(case, eta, parity):
     def options(*call):
         if case.spacing == "linspace":
@@ -74,6 +225,46 @@ def test_ddim(case, eta, parity):
 @pytest.mark.parametrize("case", TRAINED_ONLY, ids=str)
 def test_ddpm(case, parity):
     parity("DDPMScheduler", ancestral(1.0), case, noisy=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "to_zero"), each_with([False, True], TRAINED_ONLY_NO_SAMPLE), ids=str
+)
+def test_plms(case, to_zero, parity):
+    """Where a network predicts v it combines v's of several levels and reads eps off their sum at
+    the last; the method combines eps, as here. Its step to zero has memory: end with the
+    denoised."""
+
+    def read_eps_first(scheduler):
+        step, prediction = scheduler.step, scheduler.config.prediction_type
+        scheduler.register_to_config(prediction_type="epsilon")
+
+        def converted(output, t, z):
+            if prediction == "v_prediction":
+                alpha = scheduler.alphas_cumprod[t]
+                output = alpha.sqrt() * output + (1 - alpha).sqrt() * z
+            return step(output, t, z)
+
+        scheduler.step = converted
+
+    def options(scheduler, call, last):
+        if case.spacing == "linspace" and call != 1:  # its second call comes from the first level
+            to_the_next_timestep(scheduler, call, last)
+        if last and to_zero:
+            scheduler.ets = []
+            scheduler.counter = 0
+        return {}
+
+    parity(
+        "PNDMScheduler",
+        plms(),
+        case,
+        patch=read_eps_first,
+        options=options,
+        skip_prk_steps=True,
+        set_alpha_to_one=to_zero,
+        steps_offset=1 if case.spacing == "leading" else 0,
+    )
 
 
 @pytest.mark.parametrize("case", [Case(steps) for steps in STEPS], ids=str)
@@ -90,4 +281,11 @@ def test_ipndm(case, parity):
             scheduler.ets = []
         return {}
 
-    parity("IPNDMScheduler", ipndm(4), case, patch=begin_at_80, options=end_with_x0)
+    parity(
+        "IPNDMScheduler",
+        ipndm(4),
+        case,
+        prediction="v_prediction",
+        patch=begin_at_80,
+        options=end_with_x0,
+    )
