@@ -24,7 +24,6 @@ from optdiff.grids import karras
 from optdiff.sample import eps_at, sample, sample_keys, start
 
 EXPERIMENTS = Path(__file__).parent
-denoised = jax.jit(lambda problem, x, sigma: problem.denoise(x, sigma, None))
 
 
 def sweep(config: dict[str, Any]) -> None:
@@ -41,7 +40,6 @@ def sweep(config: dict[str, Any]) -> None:
     print(f"{config['samples']} samples, {config['levels']} levels, median of {config['repeats']}")
     for name, sampler in samplers.items():
         nfe = int(sample(problem, sampler, levels, keys, x=x)[1].nfe[0])  # and compile
-        denoised(problem, x, levels[0])
         pairs = [
             (
                 seconds(lambda: sample(problem, sampler, levels, keys, x=x)[0]),  # noqa: B023
