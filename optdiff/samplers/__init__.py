@@ -10,6 +10,8 @@ from optdiff.samplers.adam import (
     scale_by_adam_per_sample,
     scale_by_radam,
 )
+from optdiff.samplers.churn import churn, churn_down, churned
+from optdiff.samplers.consistency import lcm, lcm_boundary, tcd
 from optdiff.samplers.ddim import ddim
 from optdiff.samplers.deis import deis, deis_log_rho, deis_rho, vp_time
 from optdiff.samplers.directions import (
@@ -67,6 +69,7 @@ from optdiff.samplers.renoise import (
     power_down,
     renoise,
 )
+from optdiff.samplers.restart import restart, restart_levels
 from optdiff.samplers.sa_solver import sa_solver, tau_between
 from optdiff.samplers.unipc import bh1, bh2, unip, unipc
 
@@ -80,6 +83,9 @@ __all__ = [
     "bh1",
     "bh2",
     "by_level",
+    "churn",
+    "churn_down",
+    "churned",
     "constant",
     "ddim",
     "deis",
@@ -103,6 +109,8 @@ __all__ = [
     "image_axes",
     "ipndm",
     "ipndm_v",
+    "lcm",
+    "lcm_boundary",
     "linear",
     "lms",
     "momentum",
@@ -114,6 +122,8 @@ __all__ = [
     "power_down",
     "renoise",
     "residual",
+    "restart",
+    "restart_levels",
     "sa_solver",
     "scale_by_adam_per_sample",
     "scale_by_adams_bashforth",
@@ -126,6 +136,7 @@ __all__ = [
     "scale_by_sigma_step",
     "score",
     "tau_between",
+    "tcd",
     "unip",
     "unipc",
     "unless_at_rest",

@@ -55,7 +55,8 @@ def dpm2() -> Sampler:
 def dpm2_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
     """k-diffusion's DPM2 ancestral: `dpm2` to `ancestral_down(eta)`, then noise back up to sigma'.
 
-    First order in distribution; two evaluations per step.
+    Second order in distribution, as any renoised sampler of that order; two
+    evaluations per step; affine.
 
     Args:
       eta: 0 is DPM2, 1 the noise of the true posterior.
@@ -93,7 +94,7 @@ def dpmpp_2s(r: float = 0.5) -> Sampler:
 
 def dpmpp_2s_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
     """k-diffusion's DPM++ 2S ancestral: `dpmpp_2s` to `ancestral_down(eta)`, then noise back up to
-    sigma'. First order in distribution; two evaluations per step.
+    sigma'. Second order in distribution; two evaluations per step; affine.
 
     Args:
       eta: 0 is DPM-Solver++(2S), 1 the noise of the true posterior.
