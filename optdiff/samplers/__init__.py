@@ -35,6 +35,14 @@ from optdiff.samplers.dpm_solver import (
     dpmpp_3s,
 )
 from optdiff.samplers.dpmpp import dpmpp_2m, dpmpp_3m
+from optdiff.samplers.dpmpp_sde import (
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    exact_slope,
+    midpoint_slope,
+)
+from optdiff.samplers.er_sde import er_sde, er_sde_5, power_scale
 from optdiff.samplers.fitting import (
     begin_beside,
     by_level,
@@ -94,12 +102,18 @@ __all__ = [
     "dpm2",
     "dpm2_ancestral",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_2s_ancestral",
     "dpmpp_3m",
+    "dpmpp_3m_sde",
     "dpmpp_3s",
+    "dpmpp_sde",
     "eps",
     "eqm_nag",
+    "er_sde",
+    "er_sde_5",
+    "exact_slope",
     "from_optimizer",
     "from_transformation",
     "gamma_mu",
@@ -113,6 +127,7 @@ __all__ = [
     "lcm_boundary",
     "linear",
     "lms",
+    "midpoint_slope",
     "momentum",
     "mu_down",
     "nesterov",
@@ -120,6 +135,7 @@ __all__ = [
     "pfdiff",
     "plms",
     "power_down",
+    "power_scale",
     "renoise",
     "residual",
     "restart",
