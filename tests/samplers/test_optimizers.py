@@ -166,6 +166,12 @@ def test_noise_that_is_left_by_signs_alone():
     assert np.sqrt(square) == pytest.approx(0.39, abs=0.005)
 
 
+def test_noise_that_is_left_by_unit_singular_values():
+    """The 0.30 of Muon's: the same over singular values of square noise, a quarter circle."""
+    square, _ = quad(lambda s: (s - 1) ** 2 * np.sqrt(4 - s**2) / np.pi, 1, 2)
+    assert np.sqrt(square) == pytest.approx(0.30, abs=0.005)
+
+
 @pytest.fixture(scope="module")
 def pictures():
     """Pure noise of the first level in two channels, (2, 6, 9, 2)."""
