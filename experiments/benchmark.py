@@ -2,6 +2,7 @@
 
 python experiments/benchmark.py sweep
 python experiments/benchmark.py network size=sd15 batch=1
+python experiments/benchmark.py many
 """
 
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import hydra
 import jax
+from _many import many
 from _network import network
 from _sweep import build
 from omegaconf import DictConfig, OmegaConf
@@ -91,6 +93,7 @@ if __name__ == "__main__":
     benchmarks = {  # each with where its configuration is
         "sweep": (sweep, "../conf", "benchmark/sweep"),
         "network": (network, "../conf/benchmark", "network"),
+        "many": (many, "../conf/benchmark", "many"),
     }
     names = [name for name in sys.argv[1:2] if name in benchmarks]
     if not names:

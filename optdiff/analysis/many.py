@@ -62,11 +62,14 @@ def evaluate_many(
     counts = np.full(k, n) if counts is None else np.asarray(counts)
     if counts.shape != (k,) or counts.min() < 1 or counts.max() > n:
         raise ValueError(f"counts {counts} must be {k} numbers of levels, from 1 to {n}")
+    first = np.asarray(levels)[:, 0]
+    if x is None and (first == first[0]).all():
+        x = start(problem, keys, jnp.asarray(first[0]), cond)  # once for all
     shape = (x if x is not None else jax.eval_shape(start, problem, keys, levels[0, 0], cond)).shape
     together = min(k, max(1, AT_ONCE // int(np.prod(shape))))
     # Those that step together step as long as the longest of them: let neighbours be alike.
     order = np.argsort(counts, kind="stable")
-    given = jax.tree.map(lambda a: jnp.asarray(a)[order], (parameters, levels, counts))
+    given = jax.tree.map(lambda a: np.asarray(a)[order], (parameters, levels, counts))
     return _many(problem, make, given, keys, cond, x, finish, together)[np.argsort(order)]
 
 
@@ -80,6 +83,10 @@ def _many(problem, make, given, keys, cond, x, finish, together):
         sampler, clock = make(parameters), plain_clock(levels)
         return drive(_this_many_steps, eps_fn, sampler, clock, count, keys, begin, finish)[0]
 
+    # With `batch_size`, map compiles the steps once more for what remains of the division.
+    each = len(given[1])
+    if together == each:
+        return jax.vmap(one)(given)
     return jax.lax.map(one, given, batch_size=together)
 
 
