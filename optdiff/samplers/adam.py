@@ -25,7 +25,8 @@ class ScaleByAdamPerSampleState(NamedTuple):
 
 
 def scale_by_adam_per_sample(
-    b1: float | Float[Array, ""] = 0.0, b2: float | Float[Array, ""] = 0.5
+    b1: float | Float[Array, ""] | Float[Array, "b"] = 0.0,
+    b2: float | Float[Array, ""] | Float[Array, "b"] = 0.5,
 ) -> Sampler:
     """Link: see `adam_per_sample`."""
 
@@ -48,7 +49,8 @@ def scale_by_adam_per_sample(
 
 
 def adam_per_sample(
-    b1: float | Float[Array, ""] = 0.0, b2: float | Float[Array, ""] = 0.5
+    b1: float | Float[Array, ""] | Float[Array, "b"] = 0.0,
+    b2: float | Float[Array, ""] | Float[Array, "b"] = 0.5,
 ) -> Sampler:
     """Adam with one second moment per sample, for a gradient whose length means something.
 
@@ -91,7 +93,7 @@ class ScaleByRadamState(NamedTuple):
 
 def scale_by_radam(
     b1: float | Float[Array, ""] = 0.9,
-    b2: float | Float[Array, ""] = 0.999,
+    b2: float | Float[Array, ""] | Float[Array, "b"] = 0.999,
     eps: float = 1e-8,
     threshold: float = 5.0,
 ) -> Sampler:
@@ -146,8 +148,8 @@ class AdaptiveMomentumState(NamedTuple):
 
 
 def adaptive_momentum(
-    a: float | Float[Array, ""] = 0.1,
-    b2: float | Float[Array, ""] = 0.9,
+    a: float | Float[Array, ""] | Float[Array, "b"] = 0.1,
+    b2: float | Float[Array, ""] | Float[Array, "b"] = 0.9,
     eta: float | Float[Array, ""] = 0.0,
 ) -> Sampler:
     """The adaptive momentum sampler: Adam on the moves of DDIM or DDPM, noise and all

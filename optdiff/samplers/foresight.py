@@ -23,7 +23,7 @@ class PFDiffState(NamedTuple):
     sigma: Float[Array, "b"]
 
 
-def pfdiff(foresight: float | Float[Array, ""] = 0.5) -> Sampler:
+def pfdiff(foresight: float | Float[Array, ""] | Float[Array, "b"] = 0.5) -> Sampler:
     """PFDiff (arXiv 2408.08822, algorithm 1) on DDIM: the past gradient takes the base point to a
     springboard ahead, and the gradient there takes the base point the whole way,
 
@@ -70,8 +70,8 @@ class EqMNAGState(NamedTuple):
 
 
 def eqm_nag(
-    mu: float | Float[Array, ""] = 0.3,
-    learning_rate: float | Float[Array, ""] = 1.0,
+    mu: float | Float[Array, ""] | Float[Array, "b"] = 0.3,
+    learning_rate: float | Float[Array, ""] | Float[Array, "b"] = 1.0,
     *,
     reading: Reading = eps,
     rule: StepRule = anneal,

@@ -8,15 +8,20 @@ import pytest
 
 from optdiff.sample import sample_keys
 from optdiff.samplers import (
+    adam_per_sample,
+    adaptive_momentum,
     begin_beside,
     by_level,
     constant,
     eps,
+    eqm_nag,
     from_optimizer,
     from_transformation,
     image_axes,
     momentum,
+    nesterov,
     per_sample,
+    pfdiff,
     residual,
     scale_by_root_size,
     unless_at_rest,
@@ -70,6 +75,11 @@ def given(sigma, count):
     "sampler",
     [
         by_level(momentum, beta=falling),
+        by_level(nesterov, mu=falling),
+        by_level(pfdiff, foresight=falling),
+        by_level(eqm_nag, mu=falling, learning_rate=falling),
+        by_level(adam_per_sample, b1=falling, b2=falling),
+        by_level(adaptive_momentum, a=falling, b2=falling),
         from_transformation(by_level(optax.scale_by_adam, b1=falling, b2=0.9)),
     ],
 )

@@ -127,6 +127,19 @@ def test_foresight_on_any_grid(foresight, iterates, levels, eps):
     np.testing.assert_allclose(iterates(pfdiff(foresight), levels), visited, rtol=1e-9, atol=1e-9)
 
 
+KEEP_THE_LEVEL = [ghvb(0.6), ghvb(1.5), ghvb(3.7), pfdiff(1 / 3), pfdiff(3 / 4)]
+
+
+@pytest.mark.parametrize("sampler", KEEP_THE_LEVEL)
+def test_the_level_is_kept_true(sampler, iterates, keys, levels):
+    """On data in one point eps rests, and weights that are consistent follow the straight line."""
+    point = gaussian(mean=jnp.arange(6.0), cov=jnp.zeros((6, 6)))
+    n = jax.random.normal(jax.random.key(5), (len(keys), 6))
+    line = point.mean[None, None] + levels[:, None, None] * n[None]
+    visited = iterates(sampler, levels, problem=point, x=line[0])
+    np.testing.assert_allclose(visited, line, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("rule", [anneal, constant])
 def test_eqm_nag_follows_its_equation(rule, iterates, levels, eps):
     """`x' = x - eta f(x + mu (x - x_prev))`; the iterates are the points ahead."""
