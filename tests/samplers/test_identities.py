@@ -12,23 +12,35 @@ from optdiff.problems import gaussian
 from optdiff.samplers import (
     adam_per_sample,
     ancestral,
+    bh1,
+    bh2,
     constant,
     ddim,
+    deis,
+    deis_log_rho,
+    deis_rho,
     dpmpp_2m,
+    dpmpp_3m,
     eps,
     from_optimizer,
     from_transformation,
     gradient_estimation,
     heun,
     ipndm,
+    ipndm_v,
+    lms,
     momentum,
     nesterov,
     per_sample,
+    plms,
     renoise,
     residual,
+    sa_solver,
     scale_by_heavy_ball,
     scale_by_sigma_step,
     score,
+    unip,
+    unipc,
     whole_batch,
 )
 
@@ -48,7 +60,20 @@ THE_SAME = {
     "adam per sample without memory": (adam_per_sample(b1=0.0, b2=0.0), ddim()),
     "ancestral without noise": (ancestral(0.0), ddim()),
     "renoise from the level itself": (renoise(heun(), lambda s, s_next: s_next), heun()),
+    "lms of order 1": (lms(1), ddim()),
+    "deis of order 1": (deis(1), ddim()),
+    "unipc's predictor of order 1": (unip(1), ddim()),
+    "sa_solver of one point, tau 0": (sa_solver(1, 0, jnp.zeros_like), ddim()),
+    "sa_solver of one point, tau 1": (sa_solver(1, 0, jnp.ones_like), ancestral(1.0)),
     # neighbours
+    "deis in the level itself is lms": (deis(4, jnp.asarray), lms(4)),
+    "deis in rho, order 3": (deis_rho(3), lms(3)),
+    "ipndm_v of order 4": (ipndm_v(4), deis(4, jnp.asarray)),
+    "unipc's predictor of order 2 is 2m": (unip(2, bh2), dpmpp_2m()),
+    "sa_solver (1, 2) is unipc": (sa_solver(1, 2, jnp.zeros_like), unipc(1, bh1)),
+    "sa_solver (2, 3) is unipc": (sa_solver(2, 3, jnp.zeros_like), unipc(2, bh1)),
+    "sa_solver (3, 4) is unipc": (sa_solver(3, 4, jnp.zeros_like), unipc(3, bh1)),
+    "sa_solver without corrector": (sa_solver(3, 0, jnp.zeros_like), unip(3, bh1)),
     "Adams-Bashforth 2 is gradient estimation": (ipndm(2), gradient_estimation(1.5)),
     "optimistic descent is gradient estimation": (
         optax.chain(optimistic(alpha=1.0, beta=1.0), scale_by_sigma_step()),
@@ -80,6 +105,45 @@ THE_SAME = {
 def test_these_are_one_sampler(pair, iterates, levels):
     one, other = (iterates(sampler, levels) for sampler in THE_SAME[pair])
     np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_constant_weights_are_those_of_constant_steps(order, iterates):
+    levels = jnp.linspace(4.0, 0.25, 9)
+    np.testing.assert_allclose(
+        iterates(ipndm(order), levels), iterates(lms(order), levels), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("sampler", [lms(2), ipndm_v(2), deis_rho(2)])
+def test_two_steps_extrapolate_by_half_their_ratio(sampler, iterates, levels):
+    """Variable-step Adams-Bashforth 2 is gradient estimation with `gamma = 1 + h / (2 h_prev)`."""
+    h = -np.diff(levels)
+    gammas = iter([1.0, *(1 + h[1:] / (2 * h[:-1]))])
+    plain = gradient_estimation(1.0)
+
+    def update(*args, **given):
+        return gradient_estimation(next(gammas)).update(*args, **given)
+
+    varied = optax.GradientTransformationExtraArgs(plain.init, update)
+    np.testing.assert_allclose(
+        iterates(sampler, levels), iterates(varied, levels), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_plms_begins_with_heuns_step_where_the_second_level_is_given_twice(iterates, levels):
+    twice = jnp.concatenate([levels[:2], levels[1:]])
+    np.testing.assert_allclose(
+        iterates(plms(), twice)[2], iterates(heun(), levels)[1], rtol=1e-10, atol=1e-10
+    )
+
+
+def test_the_last_orders_come_down_to_ddims(iterates, levels):
+    """From wherever the steps before have led."""
+    for sampler in (dpmpp_3m(final_order=1), unip(3, final_order=1)):
+        x = iterates(sampler, levels)
+        last = iterates(ddim(), levels[-2:], x=jnp.asarray(x[-2]))
+        np.testing.assert_allclose(x[-1], last[-1], rtol=1e-10, atol=1e-10)
 
 
 def test_ddim_is_euler(iterates, levels, eps):
@@ -133,6 +197,15 @@ EXACT_ON_A_POINT = {
     "ipndm 2": ipndm(2),
     "ipndm 3": ipndm(3),
     "ipndm 4": ipndm(4),
+    "lms": lms(4),
+    "plms": plms(),
+    "deis": deis(4),
+    "deis in log rho": deis_log_rho(3),
+    "dpmpp_3m": dpmpp_3m(),
+    "unip": unip(3),
+    "unipc": unipc(3),
+    "unipc bh1": unipc(2, bh1),
+    "sa_solver": sa_solver(3, 4, jnp.zeros_like),
     "gradient estimation": gradient_estimation(2.0),
     "averaging": momentum(0.6),
     "extrapolating": momentum(-0.6),

@@ -18,13 +18,21 @@ from optdiff.problems import energy, gaussian, mixture
 from optdiff.sample import identity, sample
 from optdiff.samplers import (
     adam_per_sample,
+    bh1,
     ddim,
+    deis,
+    deis_log_rho,
     dpmpp_2m,
+    dpmpp_3m,
     gradient_estimation,
     heun,
     ipndm,
+    lms,
     momentum,
     nesterov,
+    plms,
+    unip,
+    unipc,
 )
 
 SCHEDULE = variance_exploding(0.5, 2.0)
@@ -50,7 +58,32 @@ SECOND_ORDER = {
     "ipndm 2": ipndm(2),
     "ipndm 3": ipndm(3),
     "ipndm 4": ipndm(4),
+    "lms 4": lms(4),
+    "dpmpp_3m": dpmpp_3m(),
 }
+# A corrector gains an order on each step, the first included.
+THIRD_ORDER = {"unipc 2": unipc(2), "unipc 3": unipc(3)}
+# Once their first steps do not count.
+OWN_ORDER = {
+    "lms 2": (lms(2), 2),
+    "lms 3": (lms(3), 3),
+    "lms 4": (lms(4), 4),
+    "deis 3": (deis(3), 3),
+    "deis in log rho 3": (deis_log_rho(3), 3),
+    "unip 2": (unip(2), 2),
+    "unip 3": (unip(3), 3),
+    "unipc 1": (unipc(1), 2),
+    "unipc 2 bh1": (unipc(2, bh1), 3),
+    "unipc 3": (unipc(3), 4),
+    "dpmpp_3m": (dpmpp_3m(), 2),
+}
+EVERY = (
+    FIRST_ORDER
+    | SECOND_ORDER
+    | THIRD_ORDER
+    | {"plms": plms()}
+    | {name: sampler for name, (sampler, _) in OWN_ORDER.items()}
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +95,7 @@ def error(keys):
 
     @cache
     def of(name, problem, grid, steps):
-        sampler, levels = (FIRST_ORDER | SECOND_ORDER)[name], grid(SCHEDULE, steps + 1)
+        sampler, levels = EVERY[name], grid(SCHEDULE, steps + 1)
         x = start[problem]
         x, _ = sample(PROBLEMS[problem], sampler, levels, keys, x=x, finish=identity)
         return np.asarray(x) - exact[problem]
@@ -106,6 +139,32 @@ def test_first_order(name, problem, grid, error):
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_second_order(name, problem, grid, error):
     assert slope(error, name, problem, grid) > 1.9
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=["uniform", "karras"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", THIRD_ORDER)
+def test_third_order(name, problem, grid, error):
+    assert slope(error, name, problem, grid) > 2.8
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_plms_is_of_third_order_on_uniform_levels(problem, error):
+    assert slope(error, "plms", problem, linear_sigma) > 2.8
+    assert slope(error, "plms", problem, karras) == pytest.approx(2.0, abs=0.1)
+
+
+def primed(schedule, n):
+    """Uniform, but for three first steps so short that their errors are of fourth order."""
+    width, h = schedule.sigma_max - schedule.sigma_min, 1.0 / (n - 1)
+    uniform = jnp.linspace(3 * h**2, 1.0, n - 3)
+    return schedule.sigma_max - width * jnp.concatenate([jnp.arange(3) * h**2, uniform])
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", OWN_ORDER)
+def test_of_its_own_order_once_the_history_is_full(name, problem, error):
+    assert slope(error, name, problem, primed) == pytest.approx(OWN_ORDER[name][1], abs=0.25)
 
 
 def times_ddim(error, *case):
@@ -168,6 +227,16 @@ def test_adams_bashforth_integrates_polynomials_below_its_order(order, iterates)
         integral = levels ** (degree + 1) / (degree + 1)
         missed = np.abs(np.diff(x[..., 0], axis=0) - np.diff(integral)[:, None])[order - 1 :]
         assert (missed < 1e-12).all() if degree < order else (missed > 1e-4).all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms_integrates_polynomials_below_its_order(order, iterates, levels):
+    """On any levels, once the history is full."""
+    for degree in range(order):
+        x = iterates(lms(order), levels, problem=_sigma_to_the(degree), x=jnp.zeros((5, 4)))
+        integral = levels ** (degree + 1) / (degree + 1)
+        missed = np.abs(np.diff(x[..., 0], axis=0) - np.diff(integral)[:, None])[order - 1 :]
+        assert (missed < 1e-11 * np.abs(x).max()).all()
 
 
 def test_heun_integrates_straight_lines(iterates, levels):
