@@ -46,6 +46,7 @@ def networks(tmp_path):
     jax.config.update("jax_dump_ir_to", "")
 
 
+@pytest.mark.slow
 def test_scan_mode_takes_the_steps_of_host_mode_at_the_same_cost(sampler, setting):
     """Iterates, levels and NFE; and the gradient, by weights, levels and starts, in one random
     direction against a central difference of host mode. One program computes all of scan mode's.

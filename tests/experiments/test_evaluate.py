@@ -72,6 +72,7 @@ def test_a_sweep_skips_what_is_done_and_retries_what_failed(evaluate, tmp_path):
         assert (tmp_path / "results/mine" / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_stale_rows_run_again_when_asked(evaluate, tmp_path):
     evaluate(*SMALL, "nfe=2")
     log = tmp_path / "results/mine/rows.jsonl"
@@ -84,6 +85,7 @@ def test_stale_rows_run_again_when_asked(evaluate, tmp_path):
     assert results.load(log.parent)[0]["source"] == row["source"]
 
 
+@pytest.mark.slow
 def test_parallel_processes_make_the_same_rows(evaluate, tmp_path):
     sweep = ("-m", *SMALL, "sampler=ddim,ancestral", "nfe=2,3")
     assert evaluate(*sweep).returncode == 0
@@ -98,6 +100,7 @@ def test_parallel_processes_make_the_same_rows(evaluate, tmp_path):
         assert one[job]["metrics"] == pytest.approx(other[job]["metrics"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sweeps_do_not_share_an_output_folder(evaluate, tmp_path):
     command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1,2"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]

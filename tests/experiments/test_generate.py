@@ -100,6 +100,7 @@ def test_one_command_makes_the_image_that_diffusers_makes(folder, tmp_path):
     np.testing.assert_array_equal(pixels(out / "grid.png"), pixels(out / "000.png"))
 
 
+@pytest.mark.slow
 def test_images_make_themselves_again(make, tmp_path):
     made = make("one", "prompt=a red cube", "images=3", "guidance=[1,7]", "seed=5")
     assert [p.name for p in made] == [f"{i:03}.png" for i in range(6)]
@@ -116,6 +117,7 @@ def test_images_make_themselves_again(make, tmp_path):
     assert (config["seed"], config["sampler"]["_target_"]) == (6, "optdiff.samplers.dpmpp_2m")
 
 
+@pytest.mark.slow
 def test_image_i_is_the_same_in_any_batch_and_row(make):
     rows = make("a", "prompt=a blue sphere, yellow", "guidance=[2,7.5]")
     alone = make("b", "prompt=a blue sphere, yellow", "batch=1")
@@ -176,6 +178,7 @@ def test_strength_starts_at_the_nearest_level_of_the_trained_time(folder, ask):
         np.testing.assert_array_equal(levels, whole[-count:])
 
 
+@pytest.mark.slow
 def test_paths_between_prompts_and_seeds_keep_their_ends(make):
     path = make("path", "prompt=a red cube", "prompt_to=blue", "seed=1", "seed_to=2", "images=4")
     ends = make("a", "prompt=a red cube", "seed=1"), make("b", "prompt=blue", "seed=2")

@@ -108,7 +108,9 @@ def relative(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["sd15", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_ten_guided_steps_lead_where_diffusers_leads(kind, folders, pipelines):
     problem = from_pipeline(pipelines[kind], prompts=PROMPTS, negative="the blue sphere")
     path = ours(problem, 10)

@@ -36,7 +36,7 @@ SDXL = {
 COUNTS = {"SD 1.5": (SD15, 859_520_964), "SD 2.1": (SD21, 865_910_724), "XL": (SDXL, 2_567_463_684)}
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", ["SD 1.5", "SD 2.1", pytest.param("XL", marks=pytest.mark.slow)])
 def test_published_geometry(name):
     """As many parameters as published; every tensor of PyTorch's, of its shape, once."""
     config, count = COUNTS[name]
