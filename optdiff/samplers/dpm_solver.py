@@ -1,8 +1,7 @@
 """Single-step solvers: each step looks ahead by itself and remembers nothing.
 
-DPM-Solver and DPM-Solver++ in log SNR, `lambda = -log sigma`. This file owns the integrals that
-exponential integrators share. The multistep forms are in `dpmpp.py`, the stochastic ones in
-`dpmpp_sde.py`.
+DPM-Solver and DPM-Solver++ in log SNR, `lambda = -log sigma`, and their ancestral forms. The
+multistep forms are in `dpmpp.py`, those for the reverse-time equation in `dpmpp_sde.py`.
 """
 
 import jax.numpy as jnp
@@ -10,27 +9,9 @@ import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.directions import weighted_sum
+from optdiff.samplers.dpmpp import exponential_moments
 from optdiff.samplers.renoise import ancestral_down, renoise
 from optdiff.types import Sampler, expand
-
-
-def exponential_weights(h: Float[Array, "..."]) -> tuple[Array, Array, Array]:
-    """`w_k = int_0^h e^{-(h - t)} t^k / k! dt` for k = 0, 1, 2 (phi-functions times powers of h).
-
-    What a data prediction with value D, slope D' and curvature D'' in log SNR adds to a sample over
-    a step of h: `x' = e^{-h} x + w_0 D + w_1 D' + w_2 D''`.
-
-    >>> [w.item() for w in exponential_weights(jnp.zeros(()))]
-    [0.0, 0.0, 0.0]
-    """
-    w0 = -jnp.expm1(-h)
-    w1 = h - w0  # integration by parts
-    return w0, w1, h**2 / 2 - w1
-
-
-def reciprocal(h: Float[Array, "..."]) -> Array:
-    """`1 / h`, and zero at zero: a difference over no distance says nothing."""
-    return jnp.where(h == 0, 0.0, 1.0 / jnp.where(h == 0, 1.0, h))
 
 
 def dpm2() -> Sampler:
@@ -112,8 +93,8 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
     `u_2 = e^{-r2 h} x + w_0(r2 h) D_0 + w_1(r2 h) (D_1 - D_0) / (r1 h);  D_2 = D(u_2, ...)`
     `x'  = e^{-h} x + w_0(h) D_0 + w_1(h) (D_2 - D_0) / (r2 h)`
 
-    with `h = log(sigma/sigma')` and `w_k` as in `exponential_weights`. Third order for r2 = 2/3;
-    three evaluations per step; linear.
+    with `h = log(sigma/sigma')`, `w_0(h) = 1 - e^{-h}` and `w_1(h) = h - w_0(h)`. Third order for
+    r2 = 2/3; three evaluations per step; linear.
 
     Args:
       r1, r2: in (0, 1], where in the step to look.
@@ -127,10 +108,12 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
 
         def terms(part, ahead=None, at=None):
             """The terms of `x + dx` after a part of the step, with the slope seen at another."""
-            w0, w1, _ = exponential_weights(part * h)
-            slope = 0.0 if ahead is None else w1 * reciprocal(at * h)
-            seen = () if ahead is None else ((slope, ahead),)
-            return (jnp.exp(-part * h), x), (w0 - slope, x0), *seen
+            w0, w1 = exponential_moments(part * h, 2)
+            if ahead is None:
+                return (jnp.exp(-part * h), x), (w0, x0)
+            # Over no distance a difference says nothing.
+            slope = jnp.where(h == 0, 0.0, w1 / jnp.where(h == 0, 1.0, at * h))
+            return (jnp.exp(-part * h), x), (w0 - slope, x0), (slope, ahead)
 
         first = _look(eps_fn, *terms(r1), level=sigma * jnp.exp(-r1 * h))
         second = _look(eps_fn, *terms(r2, first, r1), level=sigma * jnp.exp(-r2 * h))

@@ -5,6 +5,8 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers_oracle import Case
 
 from optdiff.grids import karras, uniform_logsnr
 from optdiff.noise import variance_exploding
@@ -107,3 +109,15 @@ def test_precision_does_not_change_the_noise():
     np.testing.assert_allclose(drawn[jnp.float32], drawn[jnp.float64], rtol=1e-6)
     rounded = drawn[jnp.bfloat16].astype(float)
     np.testing.assert_allclose(rounded, drawn[jnp.float64], rtol=1e-2)
+
+
+def test_on_any_levels_it_is_euler_ancestral(levels, parity):
+    """To 1e-10, where levels are far from each other and where they are close."""
+
+    def patch(scheduler):
+        values = np.append(levels, 0.0)
+        scheduler.sigmas = torch.tensor(values, dtype=torch.get_default_dtype())
+
+    case = Case(len(levels))
+    how = {"noisy": True, "patch": patch, "tolerance": 1e-10}
+    parity("EulerAncestralDiscreteScheduler", ancestral(1.0), case, **how)

@@ -1,10 +1,17 @@
 """Samplers that look ahead within a step, against diffusers, their limits and their order."""
 
 import diffusers_oracle
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers_oracle import Case, cases
+from scipy.integrate import solve_ivp
 
+from optdiff.grids import karras, linear_sigma
+from optdiff.noise import variance_exploding
+from optdiff.problems import energy, gaussian, mixture
+from optdiff.sample import identity, sample
 from optdiff.samplers import dpm2, dpm2_ancestral, dpmpp_2s, dpmpp_3s
 
 TWO_CALLS = cases(predictions=("epsilon", "v_prediction"))
@@ -91,3 +98,76 @@ def test_3s_is_that_of_diffusers(case, parity):
         options=slopes_exact_then_not,
         **SINGLE_STEP,
     )
+
+
+SCHEDULE = variance_exploding(0.5, 2.0)
+PROBLEMS = {
+    "gaussian": gaussian(dim=4, schedule=SCHEDULE),
+    "mixture": mixture(modes=3, dim=4, stds=0.5, schedule=SCHEDULE),
+}
+ORDERS = {
+    "dpm2": (dpm2(), 2),
+    "2S": (dpmpp_2s(), 2),
+    "2S that looks early": (dpmpp_2s(0.3), 2),
+    "2S that looks at the end": (dpmpp_2s(1.0), 2),
+    "3S": (dpmpp_3s(), 3),
+    "3S that looks early": (dpmpp_3s(0.2), 3),
+    "3S that looks elsewhere": (dpmpp_3s(0.2, 0.5), 2),
+}
+
+
+@pytest.fixture(scope="module", params=PROBLEMS)
+def solved(request, keys):
+    """A problem, starts at its highest level, and where the probability flow takes them."""
+    problem = PROBLEMS[request.param]
+    x = problem.prior(keys, jnp.array(SCHEDULE.sigma_max))
+
+    @jax.jit
+    def eps(sigma, flat):
+        here = flat.reshape(x.shape)
+        return ((here - problem.denoise(here, sigma)) / sigma).ravel()
+
+    span = SCHEDULE.sigma_max, SCHEDULE.sigma_min
+    flow = solve_ivp(eps, span, np.ravel(x), method="DOP853", rtol=1e-12, atol=1e-12)
+    return problem, x, flow.y[:, -1].reshape(x.shape)
+
+
+@pytest.mark.parametrize("grid", [linear_sigma, karras], ids=["uniform", "karras"])
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_along_trajectories(name, grid, solved, keys):
+    problem, x, exact = solved
+    sampler, order = ORDERS[name]
+    missed = [
+        sample(problem, sampler, grid(SCHEDULE, steps + 1), keys, x=x, finish=identity)[0] - exact
+        for steps in (16, 32)
+    ]
+    coarse, fine = map(np.linalg.norm, missed)
+    assert np.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["dpm2", "2S", "3S"])
+def test_noise_level_is_kept_true(name, iterates, keys, levels):
+    """Data in one point leave a constant eps, and the way is straight, whatever the grid."""
+    point = gaussian(mean=jnp.arange(6.0), cov=jnp.zeros((6, 6)))
+    n = jax.random.normal(jax.random.key(5), (len(keys), 6))
+    line = point.mean[None, None] + levels[:, None, None] * n[None]
+    visited = iterates(ORDERS[name][0], levels, problem=point, x=line[0])
+    np.testing.assert_allclose(visited, line, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_3s_is_exact_for_data_that_move_straight_in_log_snr(slope, iterates, levels):
+    """`D = 1 - slope log sigma` wherever x is, so that `(x - 1 + slope (log sigma + 1)) / sigma`
+    stays; 2S, which knows the middle alone, follows only data that rest."""
+
+    def log_density(problem, x, sigma, cond):
+        data = 1 - slope * jnp.log(sigma)
+        return -jnp.sum((x - data) ** 2, axis=1) / (2 * sigma**2)
+
+    problem = energy(gaussian(dim=4), log_density)
+    for sampler, exact in ((dpmpp_3s(), True), (dpmpp_2s(), slope == 0.0)):
+        x = iterates(sampler, levels, problem=problem, x=jnp.zeros((5, 4)))
+        log_sigma, sigma = (np.asarray(f(levels))[:, None, None] for f in (jnp.log, jnp.array))
+        stays = (x - 1 + slope * (log_sigma + 1)) / sigma
+        moved = np.abs(np.diff(stays, axis=0)).max()
+        assert moved < 1e-10 if exact else moved > 1e-4
