@@ -79,7 +79,9 @@ def upsample_convolve(
     (1, 10, 8, 8)
     """
     large = x.shape[0] * x.shape[1] * x.shape[2] >= FOLDED_PIXELS
-    return _fast_upsampled(x, kernel) if large and _precise(x) else _upsampled(x, kernel)
+    if large and _precise(x):
+        return _fast_upsampled(x, kernel)
+    return convolve(_doubled(x), kernel, padding=(1, 1))
 
 
 def _precise(x: Array) -> bool:
@@ -97,8 +99,12 @@ def _same_3x3(x: Array, kernel: Array) -> Array:
     return _direct(x, kernel, 1, ((1, 1), (1, 1)))
 
 
+def _doubled(x: Array) -> Array:
+    return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+
+
 def _upsampled(x: Array, kernel: Array) -> Array:
-    return _same_3x3(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), kernel)
+    return _same_3x3(_doubled(x), kernel)
 
 
 def _on_cpu(fast, plain):

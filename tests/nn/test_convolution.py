@@ -91,6 +91,7 @@ def test_small_images_cost_no_digits():
     for function, side in (
         (lambda x, k: convolve(x, k, padding=(1, 1)), 8),
         (upsample_convolve, 16),
+        (upsample_convolve, 8),
     ):
         x, kernel = (a.astype(np.float32) for a in draw((1, side, side, 256), (3, 3, 256, 256)))
         image = doubled(x) if function is upsample_convolve else x
