@@ -1,7 +1,9 @@
 """DPM-Solver++: integrate the data prediction exactly in log SNR."""
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -98,6 +100,7 @@ def dpmpp_3m(final_order: int | None = None) -> Sampler:
 _NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(8) + np.array([[1.0], [0.0]])) / 2  # on [0, 1]
 
 
+@partial(jax.jit, static_argnames="count")
 def exponential_moments(h: Array, count: int, rate: Array | float = 1.0) -> list[Array]:
     """Integrals of `e^{rate (s - h)} s^k` from 0 to h, for k below count: what a polynomial in
     log SNR contributes to a step.

@@ -7,6 +7,7 @@ methods whose weights are constant. Those whose weights follow the steps have fi
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -48,6 +49,7 @@ class History(NamedTuple):
         return History(self.count, self.fields[:-1], self.sigmas[:-1])
 
 
+@jax.jit  # a hundred operations on a few numbers, which one by one would cost more than they do
 def polynomial_weights(
     nodes: Sequence[Array | float],
     moments: Sequence[Array | float],
