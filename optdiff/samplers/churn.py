@@ -61,7 +61,7 @@ def churned(
     `churn_down` undoes it, but for a level at most gamma above `s_max`, which it takes for a raised
     one.
 
-    >>> churned(jnp.array([60.0, 1.0, 0.01]), gamma=0.5).tolist()
-    [60.0, 1.5, 0.009999999776482582]
+    >>> churned(jnp.array([64.0, 1.0, 0.03125]), gamma=0.5).tolist()
+    [64.0, 1.5, 0.03125]
     """
     return jnp.where((s_min <= levels) & (levels <= s_max), levels * (1.0 + gamma), levels)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers_oracle import cases, create, in_float64
+from diffusers_oracle import STEPS, Case, cases, create, in_float64
 from exact_noise import pushed, recorded
 from scipy.integrate import quad
 
 from optdiff.grids import karras
 from optdiff.noise import variance_exploding
-from optdiff.problems import energy, gaussian
+from optdiff.problems import energy, gaussian, mixture
+from optdiff.sample import identity, sample_scan
 from optdiff.samplers import (
     ancestral,
     ddim,
@@ -27,6 +28,7 @@ from optdiff.samplers import (
     dpmpp_2m_sde,
     dpmpp_2s,
     dpmpp_3m_sde,
+    dpmpp_3s,
     dpmpp_sde,
     er_sde,
     er_sde_5,
@@ -124,6 +126,38 @@ def brownian_path(levels, draws):
     steps = [np.sqrt(-dt) * z for dt, z in zip(np.diff(clock), draws, strict=True)]
     values = np.concatenate([np.zeros_like(draws[0])[None], np.cumsum(steps[::-1], axis=0)])[::-1]
     return lambda sigma: values[np.argmin(np.abs(clock - sigma))]
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_dpmpp_sde_is_the_single_step_form_too(steps, parity, monkeypatch):
+    """`sde-dpmsolver++` of order 2 looks at a level of its grid: let it be the middle, and let it
+    draw the increments of our path, where it draws two noises that know nothing of each other."""
+
+    def looks_half_way(scheduler):
+        sigmas = scheduler.sigmas
+        sigmas[1:-2:2] = (sigmas[:-2:2] * sigmas[2:-1:2]).sqrt()
+
+    name, sampler = "DPMSolverSinglestepScheduler", dpmpp_sde()
+    settings = {"algorithm_type": "sde-dpmsolver++", "lower_order_final": True}
+    settings |= {"solver_order": 2, "patch": looks_half_way}
+    with in_float64(name):
+        scheduler = create(name, 2 * steps - 1, **settings)
+    every = diffusers_oracle.called_at(scheduler)
+    levels = jnp.asarray(every[:-1:2])
+    start = parity.problem.prior(parity.keys, levels[0])
+    path = brownian_path(np.asarray(levels), recorded(lambda: parity.ours(sampler, levels, start)))
+
+    def same_path(scheduler, call, last):
+        """The first noise of a step is the path's to the middle, the second that of all of it."""
+        begin, end = every[call - call % 2], every[call + 1]
+        moved = np.zeros(start.shape) if last else path(begin) - path(end)
+        drawn = torch.tensor(moved / np.sqrt(begin - end), dtype=torch.get_default_dtype())
+        module = sys.modules[type(scheduler).__module__]
+        monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: drawn)
+        return {}
+
+    case = Case(2 * steps - 1)
+    parity(name, sampler, case, calls_per_step=2, options=same_path, **settings)
 
 
 @pytest.mark.parametrize("case", cases(levels=("trained",)), ids=str)
@@ -226,6 +260,22 @@ SECOND_ORDER = {
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_second_order_in_mean_and_covariance(name):
     assert covariance_slope(lambda steps: SECOND_ORDER[name]) == pytest.approx(2.0, abs=0.25)
+
+
+def test_er_sde_without_noise_along_trajectories(keys):
+    """On a mixture, against many steps of a method of third order."""
+    problem = mixture(modes=3, dim=4, stds=0.5, schedule=SCHEDULE)
+    x = problem.prior(keys, jnp.array(SCHEDULE.sigma_max))
+
+    def end(sampler, steps):
+        levels = karras(SCHEDULE, steps + 1)
+        return sample_scan(problem, sampler, levels, keys, x=x, finish=identity)[0]
+
+    exact = end(dpmpp_3s(), 300)
+    for order, slope in ((1, 1.0), (2, 2.0), (3, 2.0)):
+        sampler = er_sde(order, power_scale(0.0))
+        coarse, fine = (jnp.linalg.norm(end(sampler, steps) - exact) for steps in (32, 64))
+        assert jnp.log2(coarse / fine) == pytest.approx(slope, abs=0.2)
 
 
 def test_there_is_no_er_sde_4():
