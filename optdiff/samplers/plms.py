@@ -31,8 +31,8 @@ def plms() -> Sampler:
     the second level twice, n + 1 evaluations for n levels. On such a grid this is their sampler. On
     any other the correction comes along with the second step, at no evaluation.
 
-    One evaluation per step; linear. Third order on levels uniform in sigma, for the start costs one
-    order less than `ipndm`'s; as that one elsewhere.
+    One evaluation per step; linear. Third order on levels uniform in sigma, where `ipndm` loses one
+    to its first step; as that one elsewhere.
 
     >>> sampler = plms()
     """

@@ -45,8 +45,9 @@ def sa_solver(
     start. For polynomials through two points the integral of s is put at `h^2 / 2`. With tau = 0,
     (p, p + 1) is `unipc(p, bh1)`.
 
-    One evaluation per step; linear in x and eps, with noise. Converges to the target in
-    distribution.
+    One evaluation per step; linear in x and eps, with noise. In distribution (covariance on a
+    Gaussian) it is of first order with one point and no corrector and of second with more, while
+    there is noise; without, of the orders of `unipc`.
 
     Args:
       predictor: 1 to 4 points, fewer while the history fills.

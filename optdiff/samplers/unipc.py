@@ -31,8 +31,8 @@ def bh2(z: Array) -> Array:
 def unip(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler:
     """UniP, the predictor of `unipc` without its corrector (arXiv 2302.04867, algorithm 2).
 
-    One evaluation per step; linear. With `bh2`, order 2 is DPM-Solver++(2M). Orders as in `unipc`,
-    the start's excepted: its error is of second order.
+    One evaluation per step; linear. Of its order once the history is full; the first steps leave
+    an error of second order. With `bh2`, order 2 is DPM-Solver++(2M).
 
     Args and errors: as `unipc`.
 
@@ -60,8 +60,8 @@ def unipc(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler
     integral of its slope is `-h B(-h) / 2`. The iterate is x', at which D is evaluated; `x_c` only
     adds to the next step, so whatever else moved x' (noise, say) is kept.
 
-    One evaluation per step; linear. Order 1 is of second order, 2 and 3 of third, by the
-    corrector; the last predictor, uncorrected, adds an error of its own order plus one.
+    One evaluation per step; linear. By the corrector of one order more than the predictor's once
+    the history is full; at order 3 the first steps leave an error of third order.
 
     Args:
       order: 1 to 3, of the predictor; lower while the history fills.
