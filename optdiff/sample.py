@@ -6,7 +6,7 @@ rules live in `samplers`, levels in `grids`. It knows optax and the types, nothi
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -171,6 +171,7 @@ def eps_at(problem: PyTree, cond: Cond, x: Samples, sigma: Sigma) -> Samples:
     return (residual / expand(sigma, x)).astype(x.dtype)
 
 
+@lru_cache(maxsize=1024)
 def evals_per_step(sampler: Sampler, shape: tuple[int, ...] = (1,)) -> int:
     """Evaluations a sampler makes in a step, counted as it takes one of samples of this shape.
 

@@ -78,7 +78,24 @@ def samplers():
     return {name: hydra.utils.instantiate(config) for name, config in SAMPLERS.items()}
 
 
-@pytest.fixture(scope="module", params=SAMPLERS)
+def _by_name_alone(config):
+    """Whether a yaml has no code of ours but the wrapping, which others put under contract."""
+    return config["_target_"] in (
+        "optdiff.samplers.from_transformation",
+        "optdiff.samplers.from_optimizer",
+    )
+
+
+QUICK = {"adam", "optimizer", "transformation", "muon", "schedule_free"}  # of those, a few
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow)
+    if _by_name_alone(config) and name not in QUICK
+    else name
+    for name, config in SAMPLERS.items()
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def sampler(request, samplers):
     return samplers[request.param]
 

@@ -34,12 +34,12 @@ def fresh(setting):
 @pytest.fixture
 def networks(tmp_path):
     """Counts the modules with the network among all that the test compiled so far: the only ones
-    with a matrix product."""
+    with a hyperbolic tangent."""
 
     def count():
         modules = [path.read_text() for path in tmp_path.glob("*_compile.mlir")]
         assert modules, "nothing was compiled, or not written down"
-        return sum("stablehlo.dot_general" in module for module in modules)
+        return sum("stablehlo.tanh" in module for module in modules)
 
     jax.config.update("jax_dump_ir_to", str(tmp_path))
     yield count
@@ -95,7 +95,7 @@ def test_samples_depend_on_their_keys_alone(sampler, setting):
 
 def test_eight_samples_together_are_each_alone(sampler, setting):
     together, _ = run(sampler, setting)
-    for i in range(8):
+    for i in (0, 3, 7):  # they differ in nothing but their place
         own = {name: setting[name][i : i + 1] for name in ("keys", "cond", "x")}
         alone, _ = run(sampler, setting, **own)
         np.testing.assert_allclose(together[i : i + 1], alone, rtol=0, atol=1e-6)
