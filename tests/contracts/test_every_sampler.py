@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from optdiff.problems import gaussian
@@ -167,7 +168,11 @@ def test_every_budget_is_used_and_kept(sampler, setting):
 
 
 def test_a_refused_step_leaves_no_trace(sampler, setting):
-    """Half of the samples take their five steps first and wait, the others wait and then step."""
+    """Half of the samples take their five steps first and wait, the others wait and then step.
+    How many steps are left differs between them, and is held at one number here."""
+    told = optax.GradientTransformationExtraArgs(
+        sampler.init, lambda *args, **given: sampler.update(*args, **given | {"steps_left": 9})
+    )
     levels, late = jnp.append(setting["levels"], jnp.ones(5)), jnp.arange(8) >= 4
     taking_turns = Clock(
         lambda x: (jnp.full(8, levels[0]), jnp.zeros(8, int)),
@@ -175,14 +180,14 @@ def test_a_refused_step_leaves_no_trace(sampler, setting):
     )
 
     def sampled():
-        return run(sampler, setting, levels=levels, clock=taking_turns)[0]
+        return run(told, setting, levels=levels, clock=taking_turns)[0]
 
     if any(leaf.shape[:1] != (8,) for leaf in jax.tree.leaves(sampler.init(setting["x"]))):
         with pytest.raises(ValueError, match="per_sample"):
             sampled()
         return
-    uninterrupted, _ = run(sampler, setting)
-    with_other_keys, _ = run(sampler, setting, keys=sample_keys(9, 8))
+    uninterrupted, _ = run(told, setting)
+    with_other_keys, _ = run(told, setting, keys=sample_keys(9, 8))
     # Noise belongs to the driver's step: where there is some, those who waited draw another.
     noisy = not jnp.array_equal(uninterrupted, with_other_keys)
     who = ~late if noisy else late | ~late
