@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -186,7 +187,8 @@ def _read(path: Path) -> str:
 
 def _count_jobs(config: DictConfig) -> int:
     swept = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # who knows of globs
+    parsed = parser.parse_overrides([*swept, *config.hydra.overrides.task])
     choices = {
         o.key_or_group: len(list(o.sweep_iterator())) if o.is_sweep_override() else 1
         for o in parsed
