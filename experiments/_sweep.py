@@ -228,6 +228,7 @@ def _parameters(target: str) -> list[str] | None:
 
 def _closest(word: str, known: list[str]) -> str:
     known = sorted(k for k in known if not k.startswith("_"))
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    close = get_close_matches(word, known, n=3, cutoff=0.5)
+    close.sort(key=lambda name: sorted(name) != sorted(word))  # letters swapped come first
     meant = f"; did you mean {close[0]!r}?" if close else "."
     return meant if len(known) > 40 else f"{meant} There is {', '.join(known) or 'none'}."

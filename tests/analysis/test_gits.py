@@ -75,6 +75,7 @@ def grid(problem):
     return gits(problem)
 
 
+@pytest.mark.slow
 def test_ddim_is_better_on_fitted_levels(problem, grid):
     keys = sample_keys(1, 512)  # other samples than the levels were fitted to
     fine = karras(problem.schedule, 257)

@@ -47,6 +47,7 @@ def test_optdiff_stands_beside_pytorch():
     assert "times the time of PyTorch's best (eager)" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("part", ["clip", "unet", "vae"])
 def test_flops_are_those_that_pytorch_counts(size, part, monkeypatch):

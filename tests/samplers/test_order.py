@@ -141,6 +141,7 @@ def test_second_order(name, problem, grid, error):
     assert slope(error, name, problem, grid) > 1.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS, ids=["uniform", "karras"])
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", THIRD_ORDER)

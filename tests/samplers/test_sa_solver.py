@@ -14,6 +14,7 @@ SCHEDULE = variance_exploding(0.5, 2.0)
 PROBLEM = gaussian(mean=[1.0, -2.0], cov=[[2.0, 0.6], [0.6, 0.5]], schedule=SCHEDULE)
 
 
+@pytest.mark.slow
 # Noise between the points keeps any number of them at second order.
 @pytest.mark.parametrize(
     ("points", "order"), [((1, 0), 1), ((2, 0), 2), ((1, 2), 2), ((2, 2), 2), ((3, 4), 2)], ids=str

@@ -257,11 +257,13 @@ SECOND_ORDER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_second_order_in_mean_and_covariance(name):
     assert covariance_slope(lambda steps: SECOND_ORDER[name]) == pytest.approx(2.0, abs=0.25)
 
 
+@pytest.mark.slow
 def test_er_sde_without_noise_along_trajectories(keys):
     """On a mixture, against many steps of a method of third order."""
     problem = mixture(modes=3, dim=4, stds=0.5, schedule=SCHEDULE)
@@ -285,6 +287,7 @@ def test_er_sde_1_is_of_first_order():
     assert covariance_slope(lambda steps: er_sde(1)) == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_noise_has_the_size_that_is_asked_for():
     """Twice the noise is four times its part of the covariance."""
     levels = karras(SCHEDULE, 4)

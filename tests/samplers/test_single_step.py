@@ -36,6 +36,7 @@ def test_dpm2_is_that_of_diffusers(case, parity, half_way):
     parity("KDPM2DiscreteScheduler", dpm2(), case, calls_per_step=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TWO_CALLS, ids=str)
 def test_dpm2_ancestral_is_that_of_diffusers(case, parity, half_way):
     name = "KDPM2AncestralDiscreteScheduler"

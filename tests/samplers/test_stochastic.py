@@ -253,6 +253,7 @@ def test_around_the_exact_flow_marginals_stay_exact(name):
     np.testing.assert_allclose(left.cov, PROBLEM.cov + 0.5**2 * np.eye(2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_restarts_keep_the_marginal_and_forget_errors():
     """From any start, K restarts shrink what was missed by the flow's own contraction, K times."""
     exact = restart(flow_of(PROBLEM), 0.6, 1.5)
