@@ -78,6 +78,7 @@ def test_hyperparameters_of_any_family(problem, make, parameters):
         np.testing.assert_allclose(x0[j], alone, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_conditions_and_starts_are_those_given(monkeypatch):
     problem = digits(conditional=True)
     monkeypatch.setattr("optdiff.analysis.many.AT_ONCE", 2 * 4 * 784)  # two at once, of three

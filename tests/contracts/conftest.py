@@ -87,9 +87,10 @@ def _by_name_alone(config):
 
 
 QUICK = {"adam", "optimizer", "transformation", "muon", "schedule_free"}  # of those, a few
+ALIASES = {"euler", "euler_ancestral", "ddpm", "ipndm_v", "deis_rho"}  # others by their yamls
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow)
-    if _by_name_alone(config) and name not in QUICK
+    if name in ALIASES or (_by_name_alone(config) and name not in QUICK)
     else name
     for name, config in SAMPLERS.items()
 ]

@@ -29,6 +29,7 @@ def geometry(size):
     return OmegaConf.to_container(config["size"])
 
 
+@pytest.mark.slow
 def test_optdiff_stands_beside_pytorch():
     command = [
         sys.executable, ROOT / "experiments/benchmark.py", "network", "size=tiny", "repeats=1",

@@ -124,13 +124,15 @@ def test_yamls_of_ones_own_and_optimizers_without_a_file(evaluate, tmp_path):
     "arguments, meant",
     [
         (["sampler=ddmi"], "'ddim'"),
-        (["-m", "sampler=ddim,hen"], "'heun'"),
+        pytest.param(["-m", "sampler=ddim,hen"], "'heun'", marks=pytest.mark.slow),
         (["nfee=3"], "'nfe'"),
         (["sampler=momentum", "sampler.bet=1"], "'beta'"),
-        (["sampler=momentum", "+sampler.bet=1"], "'beta'"),
-        (["-m", "sampler=momentum,ddim", "+sampler.bet=1"], "'beta'"),
+        pytest.param(["sampler=momentum", "+sampler.bet=1"], "'beta'", marks=pytest.mark.slow),
+        pytest.param(
+            ["-m", "sampler=momentum,ddim", "+sampler.bet=1"], "'beta'", marks=pytest.mark.slow
+        ),
         (["sampler=optimizer", "sampler.optimizer._target_=optax.lionn"], "'lion'"),
-        (["experiment=few_stp"], "'few_step'"),
+        pytest.param(["experiment=few_stp"], "'few_step'", marks=pytest.mark.slow),
         (["refresh=stal"], "stale"),
     ],
 )

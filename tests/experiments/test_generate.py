@@ -131,6 +131,7 @@ def test_one_guidance_needs_no_second_pass(make):
     assert [apart(a, b) <= 2 for a, b in zip(guided, plain, strict=True)] == [True] * 2
 
 
+@pytest.mark.slow
 def test_prompts_come_from_files_line_by_line(make, tmp_path):
     (tmp_path / "prompts.txt").write_text('a red cube, "big"\n\nphoto of the sphere\n')
     made = make("a", "prompt_file=prompts.txt")

@@ -283,6 +283,7 @@ def test_there_is_no_er_sde_4():
         er_sde(4)
 
 
+@pytest.mark.slow
 def test_er_sde_1_is_of_first_order():
     assert covariance_slope(lambda steps: er_sde(1)) == pytest.approx(1.0, abs=0.1)
 

@@ -75,7 +75,8 @@ def program(config, dtype, size):
 
 
 @pytest.mark.parametrize("config, size", [
-    (TINY_SD15, (8, 8)), (TINY_SD21, (9, 8)), (TINY_SDXL, (8, 5)), (SD15, (64, 64)),
+    (TINY_SD15, (8, 8)), (TINY_SD21, (9, 8)), (TINY_SDXL, (8, 5)),
+    pytest.param(SD15, (64, 64), marks=pytest.mark.slow),
     pytest.param(SDXL, (128, 128), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_lowers_for_tpu_and_cuda(config, size):
