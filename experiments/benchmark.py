@@ -8,15 +8,12 @@ python experiments/benchmark.py many
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import hydra
-import jax
-from _many import many
+from _many import many, seconds
 from _network import network
 from _sweep import build
 from omegaconf import DictConfig, OmegaConf
@@ -80,13 +77,6 @@ def bookkeeping(jobs: int) -> float:
             )
 
     return (run(jobs + 1) - run(1)) / jobs
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall time until the work and the arrays it returns are done."""
-    began = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from optdiff.analysis.affine import Pushed
+from optdiff.grids import karras
+from optdiff.noise import variance_exploding
+from optdiff.problems import gaussian
 from optdiff.sample import identity, sample, sample_keys
 
 
@@ -59,3 +62,19 @@ def pushed(problem, sampler, levels) -> Pushed:
     result = Pushed(y[0], (y[1:-1] - y[0]).T)
     np.testing.assert_allclose(y[-1] - y[0], mixed[0] @ result.root.T, rtol=1e-9, atol=1e-9)
     return result
+
+
+SCHEDULE = variance_exploding(0.5, 2.0)
+PROBLEM = gaussian(mean=[1.0, -2.0], cov=[[2.0, 0.6], [0.6, 0.5]], schedule=SCHEDULE)
+
+
+def covariance_slope(sampler_of):
+    """The order at which the exact covariance at the last level becomes that of the marginal; the
+    mean is the marginal's at any number of steps."""
+    missed = []
+    for steps in (16, 32):
+        levels = karras(SCHEDULE, steps + 1)
+        left = pushed(PROBLEM, sampler_of(steps), levels)
+        np.testing.assert_allclose(left.mean, PROBLEM.mean, rtol=1e-12)
+        missed.append(np.linalg.norm(left.cov - PROBLEM.cov - levels[-1] ** 2 * np.eye(2)))
+    return np.log2(missed[0] / missed[1])

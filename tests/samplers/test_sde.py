@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers_oracle import STEPS, Case, cases, create, in_float64
-from exact_noise import pushed, recorded
+from exact_noise import PROBLEM, SCHEDULE, covariance_slope, pushed, recorded
 from scipy.integrate import quad
 
 from optdiff.grids import karras
-from optdiff.noise import variance_exploding
 from optdiff.problems import energy, gaussian, mixture
 from optdiff.sample import identity, sample_scan
 from optdiff.samplers import (
@@ -226,22 +225,6 @@ THE_SAME = {
 def test_these_are_one_sampler(pair, iterates, levels):
     one, other = (iterates(sampler, levels) for sampler in THE_SAME[pair])
     np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
-
-
-SCHEDULE = variance_exploding(0.5, 2.0)
-PROBLEM = gaussian(mean=[1.0, -2.0], cov=[[2.0, 0.6], [0.6, 0.5]], schedule=SCHEDULE)
-
-
-def covariance_slope(sampler_of):
-    """The order at which the exact covariance at the last level becomes that of the marginal; the
-    mean is the marginal's at any number of steps."""
-    missed = []
-    for steps in (16, 32):
-        levels = karras(SCHEDULE, steps + 1)
-        left = pushed(PROBLEM, sampler_of(steps), levels)
-        np.testing.assert_allclose(left.mean, PROBLEM.mean, rtol=1e-12)
-        missed.append(np.linalg.norm(left.cov - PROBLEM.cov - levels[-1] ** 2 * np.eye(2)))
-    return np.log2(missed[0] / missed[1])
 
 
 SECOND_ORDER = {

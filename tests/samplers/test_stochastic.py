@@ -9,11 +9,10 @@ import optax
 import pytest
 import torch
 from diffusers_oracle import STEPS, Case, create, in_float64
-from exact_noise import pushed
+from exact_noise import PROBLEM, SCHEDULE, covariance_slope, pushed
 
 from optdiff.grids import karras
-from optdiff.noise import scaled_linear, variance_exploding
-from optdiff.problems import gaussian
+from optdiff.noise import scaled_linear
 from optdiff.sample import identity, sample, sample_keys
 from optdiff.samplers import (
     ancestral,
@@ -207,22 +206,6 @@ def test_what_cannot_be_is_refused():
         restart_levels(jnp.array([4.0, 2.0]), 0.5, 1.0)
     with pytest.raises(ValueError, match="eta"):
         tcd(scaled_linear(), 1.5)
-
-
-SCHEDULE = variance_exploding(0.5, 2.0)
-PROBLEM = gaussian(mean=[1.0, -2.0], cov=[[2.0, 0.6], [0.6, 0.5]], schedule=SCHEDULE)
-
-
-def covariance_slope(sampler_of):
-    """The order at which the exact covariance at the last level becomes that of the marginal; the
-    mean is the marginal's at any number of steps."""
-    missed = []
-    for steps in (16, 32):
-        levels = karras(SCHEDULE, steps + 1)
-        left = pushed(PROBLEM, sampler_of(steps), levels)
-        np.testing.assert_allclose(left.mean, PROBLEM.mean, rtol=1e-12)
-        missed.append(np.linalg.norm(left.cov - PROBLEM.cov - levels[-1] ** 2 * np.eye(2)))
-    return np.log2(missed[0] / missed[1])
 
 
 def flow_of(problem):
