@@ -4,10 +4,11 @@ Everything runs in sigma-coordinates, `x = x0 + sigma * n` with `n ~ N(0, I)`. T
 types that cross room borders and imports nothing of optdiff; what the types do lives elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -79,6 +80,21 @@ class Clock(NamedTuple):
 
 Grid = Callable[[NoiseSchedule, int], Levels]
 """n noise levels of a schedule, decreasing."""
+
+Batch = Mapping[str, Array | np.ndarray]
+"""Examples to learn from: arrays with the batch first, this process's rows of it."""
+
+
+class Stream(NamedTuple):
+    """Data to learn from, as a function: `batch, position = read(position)`, from `start` on.
+
+    A position is plain data (numbers, lists and dicts of them, as JSON has them) and says all about
+    where the stream stands: to resume is to read from a position that was kept. Each process of
+    several has a stream of its own, which reads its share of every batch.
+    """
+
+    start: Any
+    read: Callable[[Any], tuple[Batch, Any]]
 
 
 @runtime_checkable
