@@ -18,8 +18,9 @@ from optdiff.denoisers import Guided, eps_scaling
 from optdiff.grids import trailing
 from optdiff.nn.abstract import abstract
 from optdiff.nn.families import FAMILIES
+from optdiff.nn.network import Network, network
 from optdiff.noise import from_scheduler_config
-from optdiff.problems.text_to_image import Network, TextToImage, network
+from optdiff.problems.text_to_image import TextToImage
 from optdiff.sample import sample_keys, sample_scan
 from optdiff.samplers import ddim
 

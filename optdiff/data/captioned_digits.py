@@ -36,7 +36,7 @@ SIDE = 32
 """Pixels of a canvas' side, unless told otherwise."""
 
 # Of a canvas of 32: the scale of the 28 x 28 strokes, and how far from its middle they may lie.
-_SCALE, _OFFSET = (0.72, 0.95, 1.25), (7.0, 4.5, 2.0)
+_SCALE, _OFFSET = (0.72, 0.95, 1.2), (6.0, 3.5, 1.0)
 # What no caption tells: rotation (radians), shear, scale, place (of a canvas of 32), shade.
 _ROTATION, _SHEAR, _STRETCH, _SHIFT, _SHADE = 0.2, 0.15, 0.08, 0.5, 0.03
 _GAIN = 1.4  # scanned ink is thin and pale when it is drawn small
@@ -62,7 +62,7 @@ class Attributes(NamedTuple):
 
 @lru_cache
 def strokes(who: Who) -> Float[np.ndarray, "10 n 28 28"]:
-    """Scanned digits as ink in [0, 1], (10, n, 28, 28): n of each kind; three sets, no digit in two.
+    """Scanned digits as ink in [0, 1], (10, n, 28, 28); no digit in two sets.
 
     >>> [strokes(who).shape[1] for who in ("generator", "judge", "held_out")]
     [200, 200, 100]

@@ -11,6 +11,7 @@ from optdiff.nn.assign import Family
 from optdiff.nn.clip import weights as clip_weights
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.model import CLIP, TextEncoder, VisionEncoder
+from optdiff.nn.judge import model as judge
 from optdiff.nn.unet import weights as unet_weights
 from optdiff.nn.unet.config import UNetConfig
 from optdiff.nn.unet.model import UNet
@@ -62,8 +63,15 @@ FAMILIES = {
         names=_clip_names,
         canonical=clip_weights.canonical,
     ),
+    judge.CLASS_NAME: Family(
+        library="diffusers",  # whose names its files take
+        config=judge.JudgeConfig.from_dict,
+        build=lambda config, dtype, rngs: judge.Judge(config, param_dtype=dtype, rngs=rngs),
+        names=cache(judge.names),
+        canonical=lambda name: name,
+    ),
 }
-"""Every network that can be loaded, by its class in diffusers or transformers."""
+"""Every network that can be loaded, by its class in diffusers, in transformers, or here."""
 
 
 def class_name_of(described: Mapping[str, Any]) -> str | None:

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 from optdiff.denoisers import Guided, eps_scaling, flow_scaling, v_scaling, x0_scaling
 from optdiff.nn.checkpoint import Pipeline, load
 from optdiff.nn.clip.tokenizer import tokenize
+from optdiff.nn.network import network
 from optdiff.noise import from_scheduler_config
-from optdiff.problems.text_to_image import TextToImage, network
+from optdiff.problems.text_to_image import TextToImage
 from optdiff.types import Cond
 
 PREDICTIONS = {

@@ -11,55 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float
 
 from optdiff.denoisers import ScalingFn, precondition
+from optdiff.nn.network import Network
 from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
 
 PIXELS_AT_ONCE = 2**20
 """What the autoencoder works on at a time: four images of 512 x 512."""
 
 _TAG = 2**31 - 3  # draws the prompts; never a step's index
-
-
-class _Structure:
-    """A module without its weights, hashed once: jit asks at every call, and flax takes 10 ms."""
-
-    def __init__(self, graphdef: nnx.GraphDef):
-        self.graphdef, self._hash = graphdef, hash(graphdef)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Structure):
-            return NotImplemented
-        return self is other or (self._hash, self.graphdef) == (other._hash, other.graphdef)
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["structure"])
-@dataclass(frozen=True)
-class Network:
-    """A flax module as a pytree whose leaves are its weights, by name, and whose rest is static."""
-
-    weights: PyTree[Array]
-    structure: _Structure
-
-    def module(self) -> nnx.Module:
-        """The module with these weights. Ask inside jit, where it costs nothing at run time."""
-        return nnx.merge(self.structure.graphdef, self.weights)
-
-
-def network(module: nnx.Module) -> Network:
-    """Split a module into its weights, which are shared with it, and its structure.
-
-    >>> dense = network(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
-    >>> dense.weights["kernel"].shape, dense.module()(jnp.ones((1, 2))).shape
-    ((2, 3), (1, 3))
-    """
-    graphdef, state = nnx.split(module)
-    return Network(nnx.to_pure_dict(state), _Structure(graphdef))
 
 
 @partial(
