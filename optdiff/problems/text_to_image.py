@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from optdiff.denoisers import ScalingFn, precondition
 from optdiff.nn.network import Network
