@@ -16,7 +16,7 @@ from flax import nnx
 
 from optdiff.nn import single_file
 from optdiff.nn.assign import Family, check, draft, fill, foreign_arrays
-from optdiff.nn.clip.tokenizer import load_tokenizer
+from optdiff.nn.clip.tokenizer import load_tokenizer, save_tokenizer
 from optdiff.nn.families import FAMILIES, class_name_of
 from optdiff.nn.hub import locate, weight_files
 from optdiff.nn.tensorfile import (
@@ -191,7 +191,9 @@ def save(path: str | Path, pipeline: Pipeline, *, shard_bytes: int = SHARD_BYTES
         for part, module in {"unet": pipeline.unet, "vae": pipeline.vae, **modules}.items():
             index[part] = _save_module(root / part, module, shard_bytes) if module else _EMPTY
         for part, tokenizer in zip(TOKENIZERS, pipeline.tokenizers, strict=False):
-            index[part] = _save_tokenizer(root / part, tokenizer) if tokenizer else _EMPTY
+            index[part] = ["transformers", "CLIPTokenizer"] if tokenizer else _EMPTY
+            if tokenizer:
+                save_tokenizer(root / part, tokenizer)
         (root / "scheduler").mkdir()
         write_json(root / "scheduler" / "scheduler_config.json", dict(pipeline.scheduler))
         index["scheduler"] = ["diffusers", pipeline.scheduler["_class_name"]]
@@ -285,13 +287,6 @@ def _tokenizer(folder: Path) -> Any:
         return load_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
-
-
-def _save_tokenizer(folder: Path, tokenizer: Any) -> list[str]:
-    tokenizer.save_pretrained(folder)
-    # tokenizer.json alone is enough for transformers 5; earlier ones want the two old files.
-    tokenizer.backend_tokenizer.model.save(str(folder))
-    return ["transformers", "CLIPTokenizer"]
 
 
 def _save_module(folder: Path, module: nnx.Module, shard_bytes: int) -> list[str]:

@@ -47,6 +47,18 @@ def load_tokenizer(folder: str | Path) -> Any:
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
+def save_tokenizer(folder: str | Path, tokenizer: Any) -> None:
+    """Write a tokenizer as `load_tokenizer`, transformers of any age and diffusers read it.
+
+    Args:
+      folder: where to write; made if it is not there.
+      tokenizer: a `transformers.CLIPTokenizer`.
+    """
+    tokenizer.save_pretrained(folder)
+    # tokenizer.json alone is enough for transformers 5; earlier ones want the two old files.
+    tokenizer.backend_tokenizer.model.save(str(folder))
+
+
 def tokenize(
     tokenizer: Any, prompts: str | Sequence[str], length: int = 77
 ) -> Int[np.ndarray, "b n"]:
