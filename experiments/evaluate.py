@@ -100,7 +100,7 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         clock = clock(jnp.asarray(levels))
         x0, trace = evaluation.draw(problem, sampler, levels, clock=clock, observe=observe, **size)
         x0.block_until_ready()
-    samples, exact = problem.decode(x0), problem.decode(setting.exact)
+    samples, exact = problem.decode(x0), setting.exact_images
     # The metrics are many small steps, between which a second BLAS thread mostly waits.
     with Stopwatch() as measuring, threadpool_limits(1):
         values = evaluation.measure(
@@ -110,6 +110,7 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             exact=exact,
             x0=x0,
             x0_exact=setting.exact,
+            cond=setting.cond,
             reference=setting.reference,
             sampler=sampler,
             levels=levels,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from optdiff.sample import Trace, sample, sample_keys, start
-from optdiff.types import Grid, Levels, Problem, Sampler, Samples
+from optdiff.types import Cond, Grid, Levels, Problem, Sampler, Samples
 
 Metrics = Mapping[str, Callable[..., Any]]
 """Metrics by column name. Each is called by parameter name with what it asks for, see `measure`."""
@@ -21,12 +21,15 @@ Metrics = Mapping[str, Callable[..., Any]]
 class Setting(NamedTuple):
     """What the samplers of a comparison have in common: everything but the samples.
 
-    `exact` is where each sample's own noise leads along the exact path, in the coordinates of x0;
-    `reference` are decoded good samples, None where no metric asks for them; `floor` holds the
-    metrics of real samples against them.
+    `exact` is where each sample's own noise leads along the exact path, in the coordinates of x0,
+    and `exact_images` what that decodes to; `cond` is what each sample is asked to be; `reference`
+    are decoded good samples, None where no metric asks for them; `floor` holds the metrics of real
+    samples against them.
     """
 
     exact: Samples
+    exact_images: Samples
+    cond: Cond
     reference: Samples | None
     floor: dict[str, float]
 
@@ -54,8 +57,8 @@ def setting(
 
     Args:
       problem: the problem; one with a `solution` method needs no solver.
-      metrics: those that compare samples with a reference are measured on real samples too, if the
-        problem has a `target`.
+      metrics: those that compare samples with a reference, or with what they were asked to be, are
+        measured on real samples too, if the problem has a `target`.
       sigma: the level at which sampling starts.
       seed, samples: the noise: sample i starts from key (seed, i).
       batch: samples at a time.
@@ -70,11 +73,13 @@ def setting(
     wanted = any("reference" in _asks(metric) for metric in metrics.values())
     reference = problem.reference(_tagged(keys, "reference"), cond) if wanted else None
     floor = {}
-    if hasattr(problem, "target"):
-        real = problem.target(_tagged(keys, "floor"), cond)
-        comparing = {n: m for n, m in metrics.items() if {"samples", "reference"} <= _asks(m)}
-        floor = measure(comparing, problem, samples=real, reference=reference)
-    return Setting(exact, reference, floor)
+    target = _attribute(problem, "target")
+    if target is not None:
+        real = target(_tagged(keys, "floor"), cond)
+        given = {"samples": real, "reference": reference, "cond": cond}
+        comparing = {n: m for n, m in metrics.items() if _compares(m)}
+        floor = measure(comparing, problem, **given)
+    return Setting(exact, problem.decode(exact), cond, reference, floor)
 
 
 def draw(
@@ -106,8 +111,9 @@ def draw(
 
 def measure(metrics: Metrics, problem: Problem, **given: Any) -> dict[str, float]:
     """Call each metric with what its parameters name: `samples`, `reference`, `exact`, `sampler`,
-    `levels`, `clock` and whatever else is given, or an attribute of the problem (`means`, ...).
-    Parameters with a default keep it, but for a `clock` that is given.
+    `levels`, `clock` and whatever else is given, or an attribute of the problem (`means`, ...) or
+    of the one that guidance wraps. Parameters with a default keep it, but for a `clock` that is
+    given.
 
     Returns:
       A flat dict: a metric that returns several values contributes each under its own name, one
@@ -130,8 +136,8 @@ def measure(metrics: Metrics, problem: Problem, **given: Any) -> dict[str, float
                 arguments[parameter] = problem
             elif parameter in given:
                 arguments[parameter] = given[parameter]
-            elif hasattr(problem, parameter):
-                arguments[parameter] = getattr(problem, parameter)
+            elif (found := _attribute(problem, parameter)) is not None:
+                arguments[parameter] = found
             else:
                 raise TypeError(
                     f"metric {name!r} asks for {parameter!r}, which {type(problem).__name__} does "
@@ -157,6 +163,18 @@ def _exact(problem, sigma, seed, samples, batch, solver) -> Samples:
     levels = solver.grid(problem.schedule._replace(sigma_max=float(sigma)), solver.levels)
     x0, _ = draw(problem, solver.sampler, levels, seed=seed, samples=samples, batch=batch)
     return x0
+
+
+def _attribute(problem: Any, name: str) -> Any:
+    """What a problem, or else the problem that it wraps, has by this name; None if neither."""
+    while problem is not None and not hasattr(problem, name):
+        problem = getattr(problem, "problem", None)
+    return getattr(problem, name, None)
+
+
+def _compares(metric: Callable[..., Any]) -> bool:
+    """Whether a metric can judge samples that no sampler made."""
+    return "samples" in _asks(metric) and bool({"reference", "cond"} & _asks(metric))
 
 
 def _asks(metric: Callable[..., Any]) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from optdiff.denoisers import ScalingFn, precondition
 from optdiff.nn.network import Network
@@ -86,12 +86,12 @@ class TextToImage:
 
     def encode(self, images: Float[Array, "b h w c"]) -> Samples:
         """The likeliest latents of images (b, h, w, 3) in [0, 1]."""
-        return _in_batches(partial(_encode, self.vae), images, images.shape[1:3])
+        return in_batches(partial(_encode, self.vae), images, images.shape[1:3])
 
     def decode(self, x0: Samples) -> Float[Array, "b h w c"]:
         """Images (b, h, w, 3) in [0, 1] from latents, a few at a time."""
         pixels = jax.eval_shape(_decode, self.vae, x0[:1]).shape[1:3]
-        return _in_batches(partial(_decode, self.vae), x0, pixels)
+        return in_batches(partial(_decode, self.vae), x0, pixels)
 
     def reference(self, keys: Keys, cond: Cond = None) -> Samples:
         raise ValueError(
@@ -159,18 +159,19 @@ def slerp(
     return (expand(begin, a) * a + expand(end, a) * b).astype(a.dtype)
 
 
-@jax.jit
-def _encode(vae: Network, images: Samples) -> Samples:
-    return vae.module().encode(2.0 * images - 1.0).mode()
+def in_batches(
+    work: Callable[[Samples], PyTree[Array]], x: Samples, size: tuple[int, int]
+) -> PyTree[Array]:
+    """Do the work on as many samples at a time as memory bears, all of one shape.
 
+    Args:
+      work: from samples (k, ...) to a pytree of arrays with the samples first.
+      x: (b, ...).
+      size: height and width of the images that it is work on.
 
-@jax.jit
-def _decode(vae: Network, latents: Samples) -> Samples:
-    return jnp.clip(vae.module().decode(latents) / 2.0 + 0.5, 0.0, 1.0)
-
-
-def _in_batches(work: Callable[[Samples], Samples], x: Samples, size: tuple[int, int]) -> Samples:
-    """Do the work on as many samples at a time as memory bears, all of one shape."""
+    >>> in_batches(lambda x: {"twice": 2 * x}, jnp.ones((3, 1)), (1024, 512))["twice"].shape
+    (3, 1)
+    """
     at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
     if len(x) <= at_once:
         return work(x)
@@ -179,5 +180,15 @@ def _in_batches(work: Callable[[Samples], Samples], x: Samples, size: tuple[int,
         batch = x[first : first + at_once]
         short = at_once - len(batch)
         padded = jnp.pad(batch, [(0, short)] + [(0, 0)] * (x.ndim - 1)) if short else batch
-        done.append(work(padded)[: len(batch)])
-    return jnp.concatenate(done)
+        done.append(jax.tree.map(lambda leaf: leaf[: len(batch)], work(padded)))  # noqa: B023
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
+
+
+@jax.jit
+def _encode(vae: Network, images: Samples) -> Samples:
+    return vae.module().encode(2.0 * images - 1.0).mode()
+
+
+@jax.jit
+def _decode(vae: Network, latents: Samples) -> Samples:
+    return jnp.clip(vae.module().decode(latents) / 2.0 + 0.5, 0.0, 1.0)
