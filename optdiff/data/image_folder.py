@@ -1,0 +1,91 @@
+"""A folder of images with captions in `metadata.jsonl`, as Hugging Face's imagefolder has it."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optdiff.data.image_text import Broken, Example, image_text_stream, left_out
+from optdiff.types import Stream
+
+METADATA = "metadata.jsonl"
+
+
+def image_folder(
+    path: str | Path,
+    *,
+    file: str = "file_name",
+    text: str = "text",
+    broken: Broken = warnings.warn,
+    **options: Any,
+) -> Stream:
+    """A stream of a folder's images and captions, shuffled anew each epoch.
+
+    Each line of `metadata.jsonl` names an image, relative to the folder, and says its caption:
+    `{"file_name": "0001.png", "text": "a red seven"}`. Lines that cannot be read, that have no
+    caption or whose image is not there are left out, and told to `broken` in one message; what
+    becomes of images that do not decode is in `image_text_stream`.
+
+    Args:
+      path: the folder.
+      file, text: the columns of the image's name and of the caption.
+      broken: told of what cannot be used; warns, unless told otherwise. If it raises, nothing is
+        read.
+      **options: `size`, `batch`, `seed`, `tokenize`, `host`, `hosts` and `threads`, as for
+        `image_text_stream`.
+
+    Returns:
+      A stream of `images` (b, size, size, 3) in [0, 1] and `ids` (b, tokens).
+
+    Raises:
+      FileNotFoundError: if there is no `metadata.jsonl`.
+      ValueError: if no line of it can be used, or a batch does not divide among the hosts.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (40, 30)).save(f"{folder}/0.png")
+    ...     row = {"file_name": "0.png", "text": "a night without stars"}
+    ...     _ = Path(folder, METADATA).write_text(json.dumps(row))
+    ...     stream = image_folder(folder, size=8, batch=2)
+    ...     batch, position = stream.read(stream.start)
+    >>> batch["images"].shape, position
+    ((2, 8, 8, 3), {'epoch': 2, 'part': 0, 'taken': 0})
+    """
+    metadata = Path(path) / METADATA
+    if not metadata.is_file():
+        raise FileNotFoundError(
+            f"no {METADATA} in {path}: each line is to name an image and its caption, as in "
+            f'{{"{file}": "0001.png", "{text}": "a red seven"}}'
+        )
+    found = list(_lines(metadata, file, text))
+    faults = [line for line in found if isinstance(line, str)]
+    examples = [line for line in found if isinstance(line, Example)]
+    if faults:
+        broken(left_out(metadata, faults, len(found)))
+    if not examples:
+        raise ValueError(f"{metadata}: not one image with a caption")
+    return image_text_stream([metadata], lambda _: examples, broken=broken, **options)
+
+
+def _lines(metadata: Path, file: str, text: str) -> Iterator[Example | str]:
+    """The example on each line, or its fault."""
+    for number, line in enumerate(metadata.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield f"line {number} ({error})"
+            continue
+        name, caption = (row.get(c) if isinstance(row, dict) else None for c in (file, text))
+        if not isinstance(name, str):
+            yield f"line {number} (no {file!r})"
+        elif not isinstance(caption, str) or not caption.strip():
+            yield f"line {number} (no {text!r})"
+        elif not (metadata.parent / name).is_file():
+            yield f"line {number} (there is no {name!r})"
+        else:
+            image = metadata.parent / name
+            yield Example(str(image), caption.strip(), image)

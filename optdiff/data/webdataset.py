@@ -1,0 +1,152 @@
+"""Tar shards of images and captions in the WebDataset layout, as LAION has it.
+
+Members of one name before its first dot are one example: `000001.jpg` and `000001.txt`, or
+`000001.json` with a caption in it. A shard is listed from its headers when its turn comes, and then
+images are read one by one from where they lie, so never more of it is in memory than captions and a
+batch. That needs plain tar files on a disk: no compression, no pipes.
+"""
+
+import glob
+import json
+import os
+import tarfile
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from optdiff.data.image_text import Broken, Example, image_text_stream, left_out
+from optdiff.types import Stream
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+"""Endings of images; of several, the first in this order is read."""
+
+TEXTS = ("txt", "json")
+"""Endings of captions, likewise."""
+
+
+def webdataset(
+    shards: str | Path | Sequence[str | Path],
+    *,
+    field: str = "caption",
+    mixed: int = 4,
+    broken: Broken = warnings.warn,
+    **options: Any,
+) -> Stream:
+    """A stream of the images and captions in tar shards, each once an epoch.
+
+    Shards come in a random order, `mixed` of them at a time, and their examples are shuffled; the
+    order depends on seed and epoch alone. Examples without image or caption, and the one in which a
+    shard is cut off, are left out and told to `broken` in one message a shard; what becomes of
+    images that do not decode is in `image_text_stream`.
+
+    Args:
+      shards: paths of tar files, or a pattern such as "laion/*.tar".
+      field: where a `.json` has the caption, if there is no `.txt`.
+      mixed: how many shards are listed, and shuffled as one, at a time.
+      broken: told of what cannot be used; warns, unless told otherwise. If it raises, nothing more
+        is read.
+      **options: `size`, `batch`, `seed`, `tokenize`, `host`, `hosts` and `threads`, as for
+        `image_text_stream`.
+
+    Returns:
+      A stream of `images` (b, size, size, 3) in [0, 1] and `ids` (b, tokens).
+
+    Raises:
+      FileNotFoundError: if there is no shard, or not all of them.
+      ValueError: if a batch does not divide among the hosts. When reading: if there is not one
+        example in all shards.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (40, 30)).save(f"{folder}/0.png")
+    ...     _ = Path(folder, "0.txt").write_text("a night without stars")
+    ...     with tarfile.open(f"{folder}/000.tar", "w") as tar:
+    ...         for name in ("0.png", "0.txt"):
+    ...             tar.add(f"{folder}/{name}", name)
+    ...     stream = webdataset(f"{folder}/*.tar", size=8, batch=2)
+    ...     batch, position = stream.read(stream.start)
+    >>> batch["images"].shape, position
+    ((2, 8, 8, 3), {'epoch': 2, 'part': 0, 'taken': 0})
+    """
+    several = sorted(glob.glob(str(shards))) if isinstance(shards, str | Path) else shards
+    paths = [Path(shard) for shard in several]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise FileNotFoundError(f"no such shard: {', '.join(missing) or shards}")
+    listing = partial(_examples, field=field, broken=broken)
+    return image_text_stream(paths, listing, mixed=mixed, broken=broken, **options)
+
+
+Place = tuple[int, int]
+"""First byte and number of bytes."""
+
+
+def _examples(shard: Path, field: str, broken: Broken) -> list[Example]:
+    """The examples of a shard in its order, those that are whole."""
+    examples = []
+    with open(shard, "rb") as file:
+        members, faults, tear = _members(file)
+        for key, places in members.items():
+            image = next((places[ending] for ending in IMAGES if ending in places), None)
+            caption = _caption(file, places, field)
+            if image is None or caption is None:
+                faults.setdefault(key, "no image" if image is None else "no caption")
+            elif key not in faults:
+                examples.append(Example(f"{shard}: {key}", caption, shard, *image))
+    if faults:
+        named = [f"{key} ({fault})" for key, fault in faults.items()]
+        broken(left_out(shard, named, len(members)))
+    if tear is not None:
+        broken(f"{shard}: {tear}")
+    return examples
+
+
+def _members(file: BinaryIO) -> tuple[dict[str, dict[str, Place]], dict[str, str], str | None]:
+    """Where members lie, by key and ending; the faults of keys; and that of the whole shard."""
+    members: dict[str, dict[str, Place]] = defaultdict(dict)
+    faults: dict[str, str] = {}
+    length, end = os.fstat(file.fileno()).st_size, 0
+    # Data that end early raise; what is lost by that is seen from where members lie.
+    with suppress(tarfile.ReadError), tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            end = tar.offset
+            folder, name = os.path.split(member.name)
+            stem, _, ending = name.partition(".")
+            if not (member.isreg() and stem and ending):
+                continue
+            key, ending = os.path.join(folder, stem), ending.lower()
+            if ending in members[key]:
+                faults[key] = f"two members .{ending}"
+            if member.offset_data + member.size > length:
+                faults[key] = f"cut off in its .{ending}"
+            members[key][ending] = (member.offset_data, member.size)
+    # A header that makes no sense ends the file for Python, silently. The real end is zeros.
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
+        return members, faults, None
+    tear = f"no plain tar file from byte {min(end, length)} of {length} on; what followed is lost"
+    return members, faults, tear
+
+
+def _caption(file: BinaryIO, places: Mapping[str, Place], field: str) -> str | None:
+    """What the members of an example say of it, if anything."""
+    for ending in TEXTS:
+        if ending not in places:
+            continue
+        start, size = places[ending]
+        file.seek(start)
+        try:
+            said = file.read(size).decode("utf-8")
+            if ending == "json":
+                described = json.loads(said)
+                said = described.get(field) if isinstance(described, dict) else None
+        except ValueError:  # neither text nor JSON
+            continue
+        if isinstance(said, str) and said.strip():
+            return said.strip()
+    return None
