@@ -1,9 +1,9 @@
 """How good samples are: pure functions of arrays, one metric a file.
 
 A metric is called by parameter name: `samples` are what a sampler made, `reference` what good
-samples look like (any number of them), `exact` where each sample's own noise should have led, `cond` what
-each was asked to be. It returns a float, or a dict of floats where one computation yields several.
-Intervals, floors and tables are made by others out of these.
+samples look like (any number of them), `exact` where each sample's own noise should have led,
+`cond` what each was asked to be. It returns a float, or a dict of floats where one computation
+yields several. Intervals, floors and tables are made by others out of these.
 """
 
 from optdiff.metrics.attribute_accuracy import attribute_accuracy

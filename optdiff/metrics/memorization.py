@@ -5,12 +5,20 @@ say how near an honest one comes by chance.
 """
 
 import numpy as np
+from jaxtyping import Array, Float
 
 from optdiff.metrics.points import Points, Reference, Samples, points, squared_distances
 
+PAIRS_AT_ONCE = 2**24
+"""Distances held in memory at a time: 128 MiB of them."""
+
 
 def memorization(
-    samples: Samples, training: Reference, held_out: Reference, *, percentile: float = 1.0
+    samples: Samples,
+    training: Reference,
+    held_out: Float[Array | np.ndarray, "m ..."],
+    *,
+    percentile: float = 1.0,
 ) -> float:
     """Share of samples nearer to a training example than all but the nearest held-out ones.
 
@@ -51,7 +59,7 @@ def memorization(
 
 def _nearest(x: Points, y: Points) -> np.ndarray:
     """Distance from each x to the nearest y, a few of x at a time: y may be many."""
-    at_once = max(1, 2**24 // len(y))
+    at_once = max(1, PAIRS_AT_ONCE // len(y))
     squares = [
         squared_distances(x[first : first + at_once], y).min(axis=1)
         for first in range(0, len(x), at_once)

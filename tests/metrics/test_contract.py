@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 from functools import partial
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,15 @@ import pytest
 
 import optdiff.metrics
 from optdiff.metrics import (
+    attribute_accuracy,
+    clip_score,
     energy_distance,
     frechet,
     gelbrich,
+    memorization,
     mmd,
     mode_weights,
+    on_features,
     prdc,
     sliced_w2,
     trajectory_error,
@@ -31,6 +36,30 @@ CALLS = {metric.__name__: partial(metric, reference=REFERENCE) for metric in TWO
     "gelbrich": partial(gelbrich, mean=np.zeros(6), cov=np.eye(6)),
     "mode_weights": partial(
         mode_weights, means=REFERENCE[:4], weights=np.full(4, 0.25), stds=np.ones(4)
+    ),
+}
+
+
+def judge(images):
+    """Logits of as many answers as an image has rows or columns: its means over the others."""
+    images = np.asarray(images, np.float64)
+    return SimpleNamespace(digit=images.mean(1), ink=images.mean(1), paper=images.mean(2))
+
+
+ASKED = {"digit": np.arange(80) % 3, "ink": np.arange(80) % 3, "paper": np.arange(80) % 2}
+COND = {"attributes": ASKED, "told": {name: np.arange(80) % 5 > 0 for name in ASKED}}
+CALLS |= {
+    "attribute_accuracy": partial(attribute_accuracy, cond=COND, judge=judge),
+    "clip_score": partial(
+        clip_score, cond=COND, agreement=lambda images, cond: np.asarray(images, float)[:, 0, 0]
+    ),
+    "on_features": partial(
+        on_features({"mmd": mmd, "prdc": prdc}),
+        reference=REFERENCE,
+        features=lambda images: np.asarray(images, np.float64).mean(1),
+    ),
+    "memorization": partial(
+        memorization, training=REFERENCE, held_out=REFERENCE[:60] + 0.5, percentile=20.0
     ),
 }
 

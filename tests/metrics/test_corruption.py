@@ -1,16 +1,21 @@
 """Every metric worsens, step by step, as samples are corrupted more and more."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from optdiff.metrics import (
+    attribute_accuracy,
+    clip_score,
     energy_distance,
     frechet,
     gelbrich,
+    memorization,
     mmd,
     mode_weights,
+    on_features,
     prdc,
     sliced_w2,
     trajectory_error,
@@ -28,6 +33,28 @@ def draw(count):
 
 SAMPLES, REFERENCE = draw(400), draw(500)
 NOISE, DIRECTION = RNG.normal(size=(400, 12)), RNG.normal(size=12)
+HELD_OUT = draw(300)
+# Three questions, answered by the nearest mode in four of the coordinates each; what samples were
+# asked to be is what the clean ones are.
+EYES = dict(zip(("digit", "ink", "paper"), np.split(np.arange(12), 3), strict=True))
+
+
+def judge(samples):
+    squares = (samples[:, None] - MEANS) ** 2
+    return SimpleNamespace(**{name: -squares[..., eye].sum(-1) for name, eye in EYES.items()})
+
+
+def agreement(samples, cond):
+    """Cosine of each sample with its own mode."""
+    mode = MEANS[cond["attributes"]["digit"]]
+    length = np.linalg.norm(samples, axis=1) * np.linalg.norm(mode, axis=1)
+    return (samples * mode).sum(1) / length
+
+
+COND = {
+    "attributes": {name: getattr(judge(SAMPLES), name).argmax(1) for name in EYES},
+    "told": {name: np.ones(400, bool) for name in EYES},
+}
 
 
 def noise(level):
@@ -54,11 +81,28 @@ def drop(level):
     return MEANS[RNG.integers(kept, size=400)] + NOISE
 
 
+def swap(level):
+    """A growing share of samples that are good ones of something else."""
+    return np.where(np.arange(400)[:, None] < level * 400, np.roll(SAMPLES, 7, axis=0), SAMPLES)
+
+
+def copy(level):
+    """A growing share that is learnt by heart."""
+    return np.where(np.arange(400)[:, None] < level * 400, REFERENCE[:400], SAMPLES)
+
+
 def of(metric, key, sign=1):
     return lambda samples: sign * metric(samples)[key]
 
 
 neighbours = partial(prdc, reference=REFERENCE)
+shows = partial(attribute_accuracy, cond=COND, judge=judge)
+described = partial(
+    on_features({"energy": energy_distance, "prdc": prdc}, prefix="seen_"),
+    reference=REFERENCE,
+    features=lambda images: np.tanh(images[:, :6] / 4),
+)
+agrees = partial(clip_score, cond=COND, agreement=agreement)
 modes = partial(mode_weights, means=MEANS, weights=WEIGHTS, stds=np.ones(5))
 
 DISTANCES = {
@@ -74,6 +118,14 @@ WORSE = {name: (metric, [noise, shift, shrink, outliers]) for name, metric in DI
     "recall": (of(neighbours, "recall", -1), [shrink, drop]),
     "density": (of(neighbours, "density", -1), [noise, shift, outliers]),
     "coverage": (of(neighbours, "coverage", -1), [noise, shift, shrink, outliers, drop]),
+    "attribute_accuracy": (of(shows, "attribute_accuracy", -1), [noise, shift, outliers, swap]),
+    "digit_accuracy": (of(shows, "digit_accuracy", -1), [noise, outliers, swap]),
+    "ink_accuracy": (of(shows, "ink_accuracy", -1), [noise, outliers, swap]),
+    "paper_accuracy": (of(shows, "paper_accuracy", -1), [noise, outliers, swap]),
+    "clip_score": (lambda samples: -agrees(samples), [noise, shift, outliers, swap]),
+    "seen_energy": (of(described, "seen_energy"), [noise, shift, shrink, outliers, drop]),
+    "seen_coverage": (of(described, "seen_coverage", -1), [noise, shift, shrink, drop]),
+    "memorization": (partial(memorization, training=REFERENCE, held_out=HELD_OUT), [copy]),
     "mode_error": (of(modes, "mode_error"), [drop]),
     "missed_modes": (of(modes, "missed_modes"), [drop]),
 }
