@@ -1,0 +1,116 @@
+"""Learning the judge: which digit, in which ink, on what paper.
+
+It learns from strokes that the generator never saw, and the generator's from others: what it says
+of generated images is nobody's echo.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from optdiff.learning.task import Task
+from optdiff.nn.checkpoint import save_module
+from optdiff.nn.judge.model import Judge, JudgeConfig
+from optdiff.nn.network import Network, network
+from optdiff.types import Batch, Stream
+
+QUESTIONS = ("digit", "ink", "paper")
+"""What the judge answers, and the first attributes of a captioned digit."""
+
+
+def classification(
+    judge: Network, frozen: None, batch: Batch, key: Array, *, noise: float = 0.05
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy of the three answers, summed.
+
+    Args:
+      judge: what learns.
+      frozen: nothing.
+      batch: `images` in [0, 1] and their `attributes`.
+      key: draws the noise.
+      noise: images are seen under Gaussian noise of up to this standard deviation, so that a
+        judgement does not hang on traces that only a camera, or only a decoder, leaves.
+    """
+    level_key, noise_key = jax.random.split(key)
+    images = batch["images"]
+    level = jax.random.uniform(level_key, (len(images), 1, 1, 1), maxval=noise)
+    verdict = judge.module()(images + level * jax.random.normal(noise_key, images.shape))
+    losses, right = [], {}
+    for place, name in enumerate(QUESTIONS):
+        logits, answer = getattr(verdict, name), batch["attributes"][:, place]
+        losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, answer).mean())
+        right[name] = jnp.mean(jnp.argmax(logits, -1) == answer)
+    return sum(losses), right
+
+
+def task(
+    *,
+    data: Callable[..., Stream],
+    config: dict[str, Any],
+    seed: int,
+    noise: float = 0.05,
+    dtype: str = "float32",
+    scored: int = 4096,
+    **stream: Any,
+) -> Task:
+    """The judge to learn.
+
+    Args:
+      data: `data(who=..., seed=..., **stream)` is a stream of captioned digits.
+      config: fields of `JudgeConfig`.
+      seed: of the first weights and of the stream.
+      noise: see `classification`.
+      dtype: unused but for a complaint: the judge is small and computes in float32.
+      scored: held-out images that scores are measured on.
+      stream: batch, host, hosts: what the loop wants of the stream.
+    """
+    del dtype
+    geometry = JudgeConfig.from_dict(config)
+    held_out = data(batch=scored, who="held_out", seed=seed)
+
+    def scores(judge: Network) -> dict[str, float]:
+        shown, _ = held_out.read(held_out.start)
+        verdict = judged(judge, shown["images"])
+        return {f"{k}_accuracy": v for k, v in accuracies(verdict, shown["attributes"]).items()}
+
+    def save(judge: Network, path: Path) -> None:
+        save_module(path, judge.module())
+
+    return Task(
+        params=network(Judge(geometry, rngs=nnx.Rngs(seed))),
+        frozen=None,
+        loss=partial(classification, noise=noise),
+        stream=data(who="judge", seed=seed, **stream),
+        scores=scores,
+        pictures=None,
+        save=save,
+    )
+
+
+@jax.jit
+def _judged(judge: Network, images: Array) -> tuple[Array, ...]:
+    verdict = judge.module()(images)
+    return tuple(jnp.argmax(getattr(verdict, name), -1) for name in QUESTIONS)
+
+
+def judged(judge: Network, images: Array, at_once: int = 512) -> Int[np.ndarray, "b 3"]:
+    """The judge's answers to the three questions, (b, 3)."""
+    parts = [
+        np.stack(_judged(judge, images[i : i + at_once]), -1)
+        for i in range(0, len(images), at_once)
+    ]
+    return np.concatenate(parts)
+
+
+def accuracies(answers: Int[np.ndarray, "b 3"], attributes: Array) -> dict[str, float]:
+    """The share of right answers to each question."""
+    right = answers == np.asarray(attributes)[:, : len(QUESTIONS)]
+    return dict(zip(QUESTIONS, right.mean(0).tolist(), strict=True))

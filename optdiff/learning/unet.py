@@ -1,0 +1,179 @@
+"""Learning the denoiser: what was the noise (or the data, or anything between) in noisy latents?
+
+The autoencoder and the text encoder were learned before and are frozen. What is predicted, at which
+levels, how wrong an answer is, and whether the network is told the level at all: each is an
+argument.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from optdiff.denoisers import Scaling, ScalingFn
+from optdiff.learning.clip import padded
+from optdiff.learning.distances import Distance, squared
+from optdiff.learning.noise_levels import NoiseLevels, uniform_time
+from optdiff.learning.task import Task
+from optdiff.learning.vae import perceived
+from optdiff.nn.checkpoint import Pipeline, save
+from optdiff.nn.network import Network, network
+from optdiff.nn.unet.config import UNetConfig
+from optdiff.nn.unet.model import UNet
+from optdiff.types import Batch, NoiseSchedule, Sigma, Stream, expand
+
+
+class Teachers(NamedTuple):
+    """What a denoiser learns with: `vae` makes latents, `text` (a text encoder) context, `blank`
+    (1, tokens) are the ids of no caption, and `clip` judges pictures, None unless it must."""
+
+    vae: Network
+    text: Network
+    blank: Int[Array, "1 n"]
+    clip: Network | None = None
+
+
+def denoising(
+    unet: Network,
+    teachers: Teachers,
+    batch: Batch,
+    key: Array,
+    *,
+    schedule: NoiseSchedule,
+    scaling: ScalingFn,
+    levels: NoiseLevels = uniform_time,
+    distance: Distance = squared,
+    perceptual: float = 0.0,
+    dropout: float = 0.1,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """`distance(F(c_in x, c_noise), (x0 - c_skip x) / c_out)`, x = x0 + sigma n: the network is
+    asked for what makes the denoiser `c_skip x + c_out F` right (arXiv 2206.00364, equation 8, of
+    unit weight), whichever parameterization the scaling is: the noise itself, for `eps_scaling`.
+
+    Args:
+      unet: what learns.
+      teachers: frozen.
+      batch: `images` in [0, 1], the `ids` of their captions.
+      key: draws levels, noise and which captions are dropped.
+      schedule: the levels to be trained on.
+      scaling: what the network predicts and is told, see `denoisers`.
+      levels: the distribution of sigma.
+      distance: between answer and target.
+      perceptual: weight of the distance between CLIP's features of the decoded denoised latents
+        and of the decoded latents.
+      dropout: share of captions that become none, for classifier-free guidance (arXiv 2207.12598).
+    """
+    level_key, noise_key, drop_key = jax.random.split(key, 3)
+    x0 = jax.lax.stop_gradient(teachers.vae.module().encode(2.0 * batch["images"] - 1.0).mode())
+    dropped = jax.random.bernoulli(drop_key, dropout, (len(x0), 1))
+    ids = jnp.where(dropped, teachers.blank, batch["ids"])
+    context = teachers.text.module()(ids).last_hidden_state
+    sigma = levels(schedule, level_key, len(x0)).astype(jnp.float32)
+    x = x0 + expand(sigma, x0) * jax.random.normal(noise_key, x0.shape, x0.dtype)
+    coefficients = scaling(schedule, sigma)
+    c = Scaling(*(expand(value, x) for value in coefficients))
+    answer = unet.module()(c.c_in * x, coefficients.c_noise, context)
+    loss = distance(answer, (x0 - c.c_skip * x) / c.c_out)
+    seen = {"distance": loss}
+    if perceptual:
+        vae = teachers.vae.module()
+        denoised = vae.decode(c.c_skip * x + c.c_out * answer)
+        seen["perceptual"] = perceived(teachers.clip, denoised, vae.decode(x0))
+        loss += perceptual * seen["perceptual"]
+    return loss, seen
+
+
+def task(
+    *,
+    data: Callable[..., Stream],
+    config: dict[str, Any],
+    vae: nnx.Module,
+    clip: nnx.Module,
+    text_encoder: nnx.Module,
+    tokenizer: Any,
+    schedule: NoiseSchedule,
+    scaling: ScalingFn,
+    scheduler: Mapping[str, Any],
+    seed: int,
+    levels: NoiseLevels = uniform_time,
+    distance: Distance = squared,
+    perceptual: float = 0.0,
+    dropout: float = 0.1,
+    dtype: str = "float32",
+    scored: int = 2048,
+    pictures: Callable[[Pipeline], Any] | None = None,
+    **stream: Any,
+) -> Task:
+    """The denoiser to learn.
+
+    Args:
+      data: `data(tokenize=..., seed=..., **stream)` is a stream of images and ids.
+      config: fields of diffusers' UNet2DConditionModel; channels and the context's width come from
+        the autoencoder and the text encoder.
+      vae, clip, text_encoder, tokenizer: learned before.
+      schedule, scaling: the levels that are trained on, and what is predicted at them.
+      scheduler: the `scheduler_config.json` that says both to others; saved with the weights.
+      seed: of the first weights and of the stream.
+      levels, distance, perceptual, dropout: see `denoising`.
+      dtype: what to compute in; weights are float32.
+      scored: held-out images that the loss is measured on.
+      pictures: makes pictures of a pipeline, to be seen while it learns.
+      stream: batch, host, hosts: what the loop wants of the stream.
+    """
+    width, channels = text_encoder.config.hidden_size, vae.config.latent_channels
+    settled = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
+    geometry = UNetConfig.from_dict(config | settled)
+    unet = UNet(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
+    tokenize = padded(tokenizer, text_encoder.config.max_position_embeddings)
+    teachers = Teachers(
+        network(vae),
+        network(text_encoder),
+        jnp.asarray(tokenize([""])),
+        network(clip) if perceptual else None,
+    )
+    loss = partial(
+        denoising,
+        schedule=schedule,
+        scaling=scaling,
+        levels=levels,
+        distance=distance,
+        perceptual=perceptual,
+        dropout=dropout,
+    )
+    held_out = data(batch=scored, tokenize=tokenize, who="held_out", seed=seed)
+    measure = jax.jit(loss)
+
+    def scores(learned: Network) -> dict[str, float]:
+        shown, _ = held_out.read(held_out.start)
+        return {"held_out_loss": float(measure(learned, teachers, shown, jax.random.key(0))[0])}
+
+    def pipeline(learned: Network) -> Pipeline:
+        return Pipeline(learned.module(), vae, (text_encoder,), (tokenizer,), scheduler)
+
+    return Task(
+        params=network(unet),
+        frozen=teachers,
+        loss=loss,
+        stream=data(tokenize=tokenize, seed=seed, **stream),
+        scores=scores,
+        pictures=None if pictures is None else lambda learned: pictures(pipeline(learned)),
+        save=lambda learned, path: save(path, pipeline(learned)),
+    )
+
+
+def untold(scaling: ScalingFn) -> ScalingFn:
+    """The same scaling for a network that is not told the noise level: its `c_noise` is 0.
+
+    An optimizer needs no clock, says the lecture; arXiv 2502.13129 finds that a denoiser hardly
+    needs one either.
+    """
+
+    def blind(schedule: NoiseSchedule, sigma: Sigma) -> Scaling:
+        told = scaling(schedule, sigma)
+        return told._replace(c_noise=jnp.zeros_like(told.c_noise))
+
+    return blind
