@@ -5,6 +5,7 @@ those come from each network's `weights.py`. Files are `tensorfile.py`'s busines
 pipelines are `checkpoint.py`'s.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ Names = Mapping[str, tuple[str, str]]
 
 
 class Layout(NamedTuple):
-    """How a foreign tensor lies in memory: `ours = foreign[..., 0, 0].transpose(axes)`."""
+    """How a foreign tensor lies in memory: ours is `foreign[..., 0, 0].transpose(axes)`."""
 
     axes: tuple[int, ...] | None
     ones: tuple[int, ...] = ()
@@ -28,12 +29,6 @@ class Layout(NamedTuple):
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The foreign shape of a parameter of ours."""
         return ours if self.axes is None else (*(ours[i] for i in self._back()), *self.ones)
-
-    def ours(self, foreign: np.ndarray) -> np.ndarray:
-        """A foreign tensor as a view that lies as ours do."""
-        if self.axes is None:
-            return foreign
-        return foreign.reshape(foreign.shape[: len(self.axes)]).transpose(self.axes)
 
     def foreign(self, ours: np.ndarray) -> np.ndarray:
         """A parameter of ours as a view that lies as theirs do."""
@@ -151,15 +146,25 @@ def check(drafts: Mapping[str, Draft]) -> None:
 def fill(draft: Draft) -> nnx.Module:
     """Read the tensors of a checked draft into its module, one at a time.
 
-    Each is dropped before the next is read: the peak in memory is the module and one tensor.
+    Each is converted on its way from the file to where it stays, which on a CPU is the memory of
+    the parameter itself: the peak in memory is the module.
     """
     filled = []
     for (path, leaf), (tensor, layout) in zip(draft.leaves, draft.sources, strict=True):
-        # A strided view goes in as it is: the device's own copy is faster than numpy's.
-        array = layout.ours(tensor.read()).astype(leaf.get_value().dtype, copy=False)
-        value = jax.device_put(array).block_until_ready()
-        filled.append((path, leaf.replace(value)))
+        shape = leaf.get_value()
+        ours = _aligned(shape.shape, shape.dtype)
+        tensor.read_into(layout.foreign(ours))
+        filled.append((path, leaf.replace(jax.device_put(ours).block_until_ready())))
     return nnx.merge(draft.graphdef, nnx.from_flat_state(filled))
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array that JAX takes over as it is on a CPU: it copies what starts elsewhere than at
+    a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def foreign_arrays(names: Names, module: nnx.Module) -> dict[str, np.ndarray]:

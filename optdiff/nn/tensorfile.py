@@ -6,6 +6,7 @@ tensor has in memory and which module it belongs to is left to `checkpoint.py`.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,14 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
-FLOATS = {"F64", "F32", "F16", "BF16"}
-"""The types of numbers that weights may have in a file."""
+FLOATS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+"""The types of numbers that weights may have in a file, and what numpy calls them."""
+
+# Large enough that reading is not slower for it, small enough to stay in a processor's cache.
+_CHUNK_BYTES = 2**20
 
 _PICKLED = (
     "pickled weights can run code when they are opened. Load them once in torch, from a source "
@@ -36,19 +45,56 @@ class CheckpointError(ValueError):
 
 
 class Tensor(NamedTuple):
-    """A tensor in a file: what the header promises, and `read` to fetch it."""
+    """A tensor in a file: what the header promises, and how to fetch it.
+
+    Attributes:
+      path: the file.
+      name: the tensor's, in the file.
+      dtype: as the file spells it; only those of `FLOATS` can be read.
+      shape: its shape.
+      start: where its first byte is in the file.
+    """
 
     path: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Any  # safe_open, which cannot be named as a type: it is a function in some releases
+    start: int
 
     def read(self) -> np.ndarray:
         """The values, in memory of their own."""
+        values = np.empty(self.shape, FLOATS[self.dtype])
+        self.read_into(values)
+        return values
+
+    def read_into(self, out: np.ndarray) -> None:
+        """Read the values into `out` and convert them to its type, a megabyte at a time.
+
+        So nothing of the tensor's size is held beside `out`. Nor is the file mapped: pages of a
+        mapped file count as memory of the process.
+
+        Args:
+          out: an array of the tensor's shape, of any strides and type.
+
+        Raises:
+          CheckpointError: the file has become shorter, or cannot be read any more.
+        """
+        rows = out.reshape(1) if out.ndim == 0 else out
+        stored = np.dtype(FLOATS[self.dtype])
+        in_row = math.prod(rows.shape[1:])
+        step = max(1, _CHUNK_BYTES // max(1, in_row * stored.itemsize))
+        buffer = np.empty(min(step, len(rows)) * in_row, stored)
         try:
-            return self.file.get_tensor(self.name).reshape(self.shape)
-        except (SafetensorError, OSError) as error:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                for first in range(0, len(rows), step):
+                    part = rows[first : first + step]
+                    held = buffer[: part.size]
+                    if file.readinto(held.view(np.uint8)) < held.nbytes:
+                        raise OSError("the file ends within it")
+                    # Types first and strides second: numpy is slow at both in one pass.
+                    part[...] = held.astype(out.dtype, copy=False).reshape(part.shape)
+        except OSError as error:
             raise CheckpointError(f"{self.path}: cannot read {self.name!r}: {error}") from error
 
 
@@ -73,18 +119,26 @@ def open_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        # Not mapped: pages of a mapped file count as memory of the process, doubling its peak.
-        file = safe_open(path, framework="np", backend="pread")
-        return {name: _describe(path, name, file) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="np", backend="pread") as file:
+            return _describe(path, file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); fetch or write it again"
         ) from error
 
 
-def _describe(path: Path, name: str, file: Any) -> Tensor:
-    header = file.get_slice(name)
-    return Tensor(path, name, header.get_dtype(), tuple(header.get_shape()), file)
+def _describe(path: Path, file: Any) -> dict[str, Tensor]:
+    """The tensors of a file that `safe_open` has found to be whole."""
+    with path.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        header = json.loads(raw.read(length))
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118
+        described = file.get_slice(name)
+        start = 8 + length + header[name]["data_offsets"][0]
+        shape = tuple(described.get_shape())
+        tensors[name] = Tensor(path, name, described.get_dtype(), shape, start)
+    return tensors
 
 
 def open_folder(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:

@@ -131,18 +131,41 @@ def test_everything_that_is_wrong_is_told_at_once(theirs, tmp_path):
 def test_nothing_is_read_before_everything_fits(theirs, tmp_path, monkeypatch):
     from optdiff.nn import tensorfile
 
-    monkeypatch.setattr(tensorfile.Tensor, "read", lambda self: pytest.fail("read too early"))
+    monkeypatch.setattr(
+        tensorfile.Tensor, "read_into", lambda self, out: pytest.fail("read too early")
+    )
     drafted(theirs.state_dict(), tmp_path / "w.safetensors")
 
 
+def test_a_cpu_holds_what_was_read_and_no_copy_of_it(theirs, tmp_path, monkeypatch):
+    from optdiff.nn import tensorfile
+
+    memory, read_into = set(), tensorfile.Tensor.read_into
+
+    def noted(tensor, out):
+        memory.add(out.__array_interface__["data"][0])
+        read_into(tensor, out)
+
+    monkeypatch.setattr(tensorfile.Tensor, "read_into", noted)
+    module = fill(drafted(theirs.state_dict(), tmp_path / "w.safetensors"))
+    leaves = jax.tree.leaves(nnx.state(module))
+    assert {leaf.unsafe_buffer_pointer() for leaf in leaves} == memory and len(leaves) > 1
+    # Memory that came from outside may be donated: it is not written over.
+    kept = [np.array(leaf) for leaf in leaves]
+    doubled = jax.jit(lambda *a: [2 * x for x in a], donate_argnums=range(len(leaves)))(*leaves)
+    for once, twice in zip(kept, doubled, strict=True):
+        np.testing.assert_array_equal(2 * once, twice)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_there_and_back_is_the_identity(name):
-    shape = {"conv": (2, 3, 4, 5), "linear": (2, 3), "conv1x1": (2, 3, 1, 1), "same": (2, 3)}[name]
-    foreign = np.arange(np.prod(shape)).reshape(shape)
-    layout = LAYOUTS[name]
-    ours = layout.ours(foreign)
-    np.testing.assert_array_equal(layout.foreign(ours), foreign)
-    assert layout.shape(ours.shape) == shape
+def test_what_is_written_into_a_foreign_view_of_ours_lies_as_ours(name):
+    ours = {"conv": (2, 3, 4, 5), "linear": (2, 3), "conv1x1": (2, 3), "same": (2, 3)}[name]
+    array, layout = np.zeros(ours), LAYOUTS[name]
+    view = layout.foreign(array)
+    assert view.shape == layout.shape(ours) and np.shares_memory(view, array)
+    view[...] = np.arange(view.size).reshape(view.shape)
+    order = {"conv": "oihw->hwio", "linear": "oi->io", "conv1x1": "oihw->io", "same": "oi->oi"}
+    np.testing.assert_array_equal(array, np.einsum(order[name], view))
 
 
 def test_an_abstract_module_has_the_shapes_of_the_real_one_and_no_values():

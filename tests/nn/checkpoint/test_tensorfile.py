@@ -144,6 +144,18 @@ def test_what_torch_writes_is_read_and_what_is_written_torch_reads(tmp_path, max
     assert (len(files) > 1) == (max_bytes == 40)
 
 
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (700, 900), (2, 600_000), (4, 3, 5, 7)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_tensors_of_any_size_are_read_into_any_type_and_strides(tmp_path, shape, dtype):
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    write_folder(
+        tmp_path, STEM, {"before": np.ones(3, np.float16), "values": np.array(values)}, 2**30
+    )
+    out = np.empty(shape[::-1], dtype).T
+    open_folder(tmp_path, STEM)["values"].read_into(out)
+    np.testing.assert_array_equal(out, values.astype(dtype))
+
+
 # Shards.
 
 
