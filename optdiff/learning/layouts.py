@@ -59,14 +59,14 @@ def over_devices(mesh: Mesh, batches: dict[str, Any]) -> dict[str, jax.Array]:
     """Stacked batches (steps, parts, rows, ...), this process's rows of each, over the devices.
 
     Raises:
-      ValueError: if the devices of this process do not divide the rows evenly.
+      ValueError: if the devices of this process cannot share the rows evenly.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, None, mesh.axis_names))
     here = len(mesh.local_devices)
 
     def put(name, leaf):
-        rows = leaf.shape[2]
-        if rows % here:
+        rows = leaf.shape[2] if leaf.ndim > 2 else "no"
+        if rows == "no" or rows % here:
             raise ValueError(
                 f"a batch has {rows} rows of {name!r}, which {here} devices cannot share evenly: "
                 f"make it a multiple of {here}, or train on fewer devices"

@@ -105,7 +105,7 @@ class Record:
         if self._curves is not None:
             self._curves.add(self._step, perf_counter() - self._began, means)
 
-    def _postmortem(self, metrics: Mapping[str, float]) -> str:
+    def _postmortem(self, metrics: Mapping[str, Any]) -> str:
         where = "" if self._checkpoints is None else f", saved in {self._checkpoints.folder},"
         return (
             f"step {self._step + 1} is not finite: loss {metrics['loss']}, gradient norm "

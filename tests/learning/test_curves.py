@@ -1,0 +1,53 @@
+"""A step appears once in a table, wherever the process that wrote it was killed."""
+
+import pytest
+
+from optdiff.learning.curves import Table, mean_of, read
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "curves.csv"
+    table = Table(path, 0)
+    for step in (10, 20, 30):
+        table.append(step, {"loss": 1 / step, "size": step})
+    return path
+
+
+def test_what_was_written_is_read(path):
+    rows = read(path)
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert rows[2] == {"step": 30, "loss": pytest.approx(1 / 30, rel=1e-8), "size": 30}
+
+
+@pytest.mark.parametrize("step, kept", [(0, []), (10, [10]), (25, [10, 20]), (30, [10, 20, 30])])
+def test_rows_after_the_step_to_go_on_from_are_dropped(path, step, kept):
+    table = Table(path, step)
+    assert [row["step"] for row in read(path)] == kept
+    table.append(40, {"loss": 0.0, "size": 1.0})
+    assert [row["step"] for row in read(path)] == [*kept, 40]
+
+
+def test_wherever_the_last_line_is_torn_only_whole_rows_stay(path):
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        Table(path, 30).append(40, {"loss": 0.0, "size": 1.0})
+        steps = [row["step"] for row in read(path)]
+        left = max(0, whole[:length].count(b"\n") - 1)
+        assert steps == [*[10, 20, 30][:left], 40]
+
+
+def test_other_columns_are_refused(path):
+    with pytest.raises(ValueError, match=r"columns \['step', 'loss', 'size'\]"):
+        Table(path, 30).append(40, {"loss": 0.0})
+
+
+def test_a_line_of_other_length_is_named(path):
+    path.write_text(path.read_text() + "40,1\n")
+    with pytest.raises(ValueError, match=r"curves.csv:5: 2 fields for 3 columns"):
+        read(path)
+
+
+def test_a_mean_is_over_steps():
+    assert mean_of([{"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 4.0}]) == {"a": 1.5, "b": 3.0}
