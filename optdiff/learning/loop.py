@@ -69,8 +69,8 @@ def train(
     A step is one update, `params <- params + optimizer(mean gradient of accumulate batches)`.
     Clipping and schedules belong to the optimizer, `optax.chain(optax.clip_by_global_norm(1.0),
     optax.adamw(schedule))`, and count updates; that is why batches are accumulated here and not by
-    `optax.MultiSteps` (which works too, and then counts batches). On one machine n steps are bit
-    for bit k steps, a kill at any moment, and the rest.
+    `optax.MultiSteps` (which works too, and then counts batches). On CPU n steps are bit for bit
+    k steps, a kill at any moment, and the rest.
 
     Args:
       loss: `loss(params, frozen, batch, key) -> (loss, other metrics)`, means over the batch, which
