@@ -32,15 +32,13 @@ def many(config: dict[str, Any]) -> None:
                 x0, _ = sample(problem, linear(*matrix), jnp.asarray(levels[j, :count]), keys)  # noqa: B023
             return x0
 
-        jax.clear_caches()
-        one, first = seconds(together), seconds(apart)
-        again = [(seconds(together), seconds(apart)) for _ in range(config["repeats"])]
-        warm_one, warm_first = np.median(again, axis=0)
-        ratio = float(np.median([b / a for a, b in again]))
+        cold = [(anew(together), anew(apart)) for _ in range(config["repeats"])]
+        seconds(together)  # compile it again, as the jobs just were
+        warm = [(seconds(together), seconds(apart)) for _ in range(config["repeats"])]
         print(
-            f"{case['name']}, {len(counts)} samplers, {case['samples']} samples each: "
-            f"one program {one:.2f} s, jobs {first:.2f} s, with compiling: x {first / one:.1f}; "
-            f"then {warm_one:.2f} s and {warm_first:.2f} s: x {ratio:.1f}"
+            f"{case['name']}, {len(counts)} samplers, {case['samples']} samples each, medians: "
+            f"with compiling {compared(cold)}; then {compared(warm)}",
+            flush=True,
         )
 
 
@@ -63,6 +61,19 @@ def family(config: dict[str, Any], schedule: Any) -> tuple[Any, np.ndarray, np.n
             found = coefficients(sampler, jnp.asarray(levels[j, :count], float))
         gradients[j, :count, : count - 1], points[j, :count] = found.gradients, found.points
     return (gradients, points), levels, np.array([count for _, count in jobs])
+
+
+def compared(times: list[tuple[float, float]]) -> str:
+    """Seconds of both ways and how often the first fits into the second, in words."""
+    one, jobs = np.median(times, axis=0)
+    ratio = np.median([b / a for a, b in times])
+    return f"one program {one:.2f} s, jobs {jobs:.2f} s: x {ratio:.1f}"
+
+
+def anew(work: Callable[[], Any]) -> float:
+    """Wall time with nothing compiled yet."""
+    jax.clear_caches()
+    return seconds(work)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from optdiff.sample import denoise, drive, eps_at, plain_clock, start
 from optdiff.types import Cond, Keys, Problem, Sampler, Samples
 
-AT_ONCE = 2**22  # numbers in the iterates that step together, about
+AT_ONCE = 2**19
+"""Numbers in the iterates that step together, about. What takes the denoiser out of a processor's
+cache is slower together than one after another: 512 digits are enough for one product."""
 
 
 def evaluate_many(
@@ -54,7 +56,7 @@ def evaluate_many(
     >>> from optdiff.problems import gaussian
     >>> from optdiff.samplers import momentum
     >>> from optdiff.sample import sample_keys
-    >>> betas, levels = jnp.array([-0.2, 0.0, 0.2]), jnp.tile(jnp.geomspace(10.0, 0.1, 6), (3, 1))
+    >>> betas, levels = np.array([-0.2, 0.0, 0.2]), np.tile(np.geomspace(10.0, 0.1, 6), (3, 1))
     >>> evaluate_many(gaussian(dim=2), momentum, betas, levels, sample_keys(0, 4)).shape
     (3, 4, 2)
     """
@@ -64,32 +66,47 @@ def evaluate_many(
         raise ValueError(f"counts {counts} must be {k} numbers of levels, from 1 to {n}")
     first = np.asarray(levels)[:, 0]
     if x is None and (first == first[0]).all():
-        x = start(problem, keys, jnp.asarray(first[0]), cond)  # once for all
+        x = _start(problem, keys, first[0], cond)  # once for all
     shape = (x if x is not None else jax.eval_shape(start, problem, keys, levels[0, 0], cond)).shape
-    together = min(k, max(1, AT_ONCE // int(np.prod(shape))))
+    groups = -(-k // max(1, AT_ONCE // int(np.prod(shape))))
     # Those that step together step as long as the longest of them: let neighbours be alike.
     order = np.argsort(counts, kind="stable")
-    given = jax.tree.map(lambda a: np.asarray(a)[order], (parameters, levels, counts))
-    return _many(problem, make, given, keys, cond, x, finish, together)[np.argsort(order)]
+    filled = np.pad(order, (0, -k % groups), mode="edge").reshape(groups, -1)
+    given = jax.tree.map(lambda a: np.asarray(a)[filled], (parameters, levels, counts))
+    return _many(problem, make, given, np.argsort(order), keys, cond, x, finish)
 
 
-@partial(jax.jit, static_argnames=("make", "finish", "together"))
-def _many(problem, make, given, keys, cond, x, finish, together):
+# It runs once, and took longer to compile than all the steps: op by op twice as long, and optimized
+# as long as they do.
+_start = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@partial(jax.jit, static_argnames=("make", "finish"))
+def _many(problem, make, given, places, keys, cond, x, finish):
+    """Group after group of `given`, whose leaves are (groups, together, ...)."""
     eps_fn = partial(eps_at, problem, cond)
 
-    def one(entry):
+    def one(longest, entry):
         parameters, levels, count = entry
         begin = start(problem, keys, levels[0], cond) if x is None else x
-        sampler, clock = make(parameters), plain_clock(levels)
-        return drive(_this_many_steps, eps_fn, sampler, clock, count, keys, begin, finish)[0]
+        sampler, clock, steps = make(parameters), plain_clock(levels), partial(_steps, longest)
+        return drive(steps, eps_fn, sampler, clock, count, keys, begin, finish)[0]
 
-    # With `batch_size`, map compiles the steps once more for what remains of the division.
-    each = len(given[1])
-    if together == each:
-        return jax.vmap(one)(given)
-    return jax.lax.map(one, given, batch_size=together)
+    def together(entries):
+        return jax.vmap(partial(one, jnp.max(entries[2])))(entries)
+
+    samples = jax.lax.map(together, given)
+    return samples.reshape(-1, *samples.shape[2:])[places]
 
 
-def _this_many_steps(step, carry, count):
-    """Iterate as often as a traced number says, which neither a Python loop nor a scan can."""
-    return jax.lax.fori_loop(0, count, lambda i, carry: step(carry, i)[0], carry), None
+def _steps(longest, step, carry, count):
+    """Iterate as often as a traced number says, which neither a Python loop nor a scan can: as the
+    longest sampler of the group needs, with those that have arrived staying where they are."""
+
+    def body(i, carry):
+        after, _ = step(carry, i)
+        goes = i < count
+        x, sigma = (jnp.where(goes, a, b) for a, b in zip(after[:2], carry[:2], strict=True))
+        return after._replace(x=x, sigma=sigma)
+
+    return jax.lax.fori_loop(0, longest - 1, body, carry), None

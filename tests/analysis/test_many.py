@@ -78,6 +78,17 @@ def test_hyperparameters_of_any_family(problem, make, parameters):
         np.testing.assert_allclose(x0[j], alone, rtol=1e-9, atol=1e-9)
 
 
+def test_groups_that_the_number_of_samplers_does_not_fill(problem, monkeypatch):
+    """Three samplers, two at a time, each from a level of its own and so from its own draw."""
+    monkeypatch.setattr("optdiff.analysis.many.AT_ONCE", 2 * 4 * 4)
+    keys, betas, counts = sample_keys(0, 4), np.array([0.0, 0.2, 0.4]), np.array([4, 2, 3])
+    levels = np.geomspace([5.0, 7.0, 9.0], [0.1, 0.2, 0.3], 4, axis=1)
+    x0 = evaluate_many(problem, momentum, betas, levels, keys, counts=counts)
+    for j, count in enumerate(counts):
+        alone, _ = sample(problem, momentum(betas[j]), jnp.asarray(levels[j, :count]), keys)
+        np.testing.assert_allclose(x0[j], alone, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_conditions_and_starts_are_those_given(monkeypatch):
     problem = digits(conditional=True)
