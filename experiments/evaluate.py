@@ -44,12 +44,9 @@ def job(config: dict[str, Any]) -> str:
         raise ConfigError(f"a sample takes at least one evaluation, but nfe={config['nfe']}")
     if "metrics" not in config:
         raise ConfigError("no metrics go by this problem's name; choose some: metrics=trajectory")
-    key = results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT})
-    if key in finished(config["study"], config["refresh"]):
-        return "skipped"
     clock = label("clock")
     row = dict.fromkeys(results.Row.__annotations__) | {
-        "key": key,
+        "key": results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT}),
         "config": config,
         "status": "ok",
         "nfe_asked": config["nfe"],
@@ -59,6 +56,8 @@ def job(config: dict[str, Any]) -> str:
         **({} if clock == "plain" else {"sampler": f"{label('sampler')} {clock}"}),
         **{"levels": [], "metrics": {}, "floor": {}},
     }
+    if results.identity(row) in finished(config["study"], config["refresh"]):
+        return "skipped"
     artifact = None
     try:
         found, artifact = measure(config)
@@ -73,7 +72,7 @@ def job(config: dict[str, Any]) -> str:
 
 
 @lru_cache
-def finished(study: str, refresh: str) -> set[str]:
+def finished(study: str, refresh: str) -> set[tuple[str, ...]]:
     """The jobs of a study that `refresh` leaves alone, as the log was when this process began."""
     source = {"failed": None, "stale": provenance.source_digest()}
     if refresh == "all":

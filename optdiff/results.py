@@ -33,7 +33,7 @@ class Row(TypedDict):
     source: str  # `source_digest` of the package that ran
     status: Literal["ok", "failed"]
     error: str | None  # "Type: message" if failed
-    problem: str  # label in tables, as are the next two
+    problem: str  # name in tables, as are the next two; see `identity`
     sampler: str
     grid: str
     config: dict[str, Any]  # the resolved configuration of the job
@@ -74,6 +74,18 @@ def config_key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def identity(row: Row) -> tuple[str, str, str, str]:
+    """What no two rows of a study share: the key of a job, and the names it goes by.
+
+    A configuration that has two names (`sampler=ddim` and `sampler=euler`) has a row under each, or
+    tables would lack one. They share an artifact, which is the same.
+
+    >>> identity({"key": "0", "problem": "digits", "sampler": "euler", "grid": "karras"})
+    ('0', 'digits', 'euler', 'karras')
+    """
+    return row["key"], row["problem"], row["sampler"], row["grid"]
+
+
 def append(study: str | Path, row: Row, artifact: "Mapping[str, np.ndarray] | None" = None) -> Row:
     """Add a row to the log of a study; it is on disk, after its artifact, when this returns.
 
@@ -108,7 +120,7 @@ def append(study: str | Path, row: Row, artifact: "Mapping[str, np.ndarray] | No
 
 
 def load(study: str | Path) -> list[Row]:
-    """The rows of a study, one a key: a later row takes the place of an earlier one.
+    """The rows of a study, one for each `identity`: a later row takes the place of an earlier one.
 
     A torn last line is no row and is passed over; a study without a log has no rows.
 
@@ -128,11 +140,11 @@ def load(study: str | Path) -> list[Row]:
                 f"{log}:{number}: not a row ({error}); restore the line, or delete it and run the "
                 "sweep again to redo its job"
             ) from None
-        rows[row["key"]] = row
+        rows[identity(row)] = row
     if tail:
         try:
             row = _row(tail)
-            rows[row["key"]] = row
+            rows[identity(row)] = row
         except ValueError:
             pass
     return list(rows.values())
@@ -149,8 +161,8 @@ def load_artifact(study: str | Path, key: str) -> "dict[str, np.ndarray] | None"
         return dict(arrays)
 
 
-def finished(study: str | Path, source: str | None = None) -> set[str]:
-    """Keys of the jobs that need not run again: those whose row is ok.
+def finished(study: str | Path, source: str | None = None) -> set[tuple[str, str, str, str]]:
+    """The jobs that need not run again, by `identity`: those whose row is ok.
 
     Args:
       study: the folder of the study.
@@ -158,10 +170,10 @@ def finished(study: str | Path, source: str | None = None) -> set[str]:
         `finished(study, source_digest())` leaves stale rows to be run again.
 
     Returns:
-      A set of keys; failed jobs are not in it, so a sweep tries them again.
+      A set without the failed jobs, so that a sweep tries them again.
     """
     return {
-        row["key"]
+        identity(row)
         for row in load(study)
         if row["status"] == "ok" and source in (None, row["source"])
     }

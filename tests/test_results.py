@@ -48,6 +48,10 @@ def make_row(key="k0", **changes):
     return row | changes
 
 
+def finished_keys(study, **options):
+    return {key for key, *_ in finished(study, **options)}
+
+
 def spawn(script, *arguments, **options):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, *map(str, arguments)]
@@ -105,14 +109,22 @@ def test_bfloat16_artifacts_come_back_as_numbers(tmp_path):
 def test_the_newest_row_of_a_key_wins_in_its_first_place(tmp_path):
     append(tmp_path, make_row("a", status="failed", error="ValueError: no"))
     append(tmp_path, make_row("b", source="old"))
-    assert finished(tmp_path) == {"b"}
+    assert finished_keys(tmp_path) == {"b"}
     append(tmp_path, make_row("a", source="new"))
     assert [row["key"] for row in load(tmp_path)] == ["a", "b"]
-    assert finished(tmp_path) == {"a", "b"}
-    assert finished(tmp_path, source="new") == {"a"}  # refresh=stale reruns b
+    assert finished_keys(tmp_path) == {"a", "b"}
+    assert finished_keys(tmp_path, source="new") == {"a"}  # refresh=stale reruns b
     append(tmp_path, make_row("a", status="failed", error="ValueError: again"))
-    assert finished(tmp_path) == {"b"}
+    assert finished_keys(tmp_path) == {"b"}
     assert (tmp_path / "rows.jsonl").read_bytes().count(b"\n") == 4
+
+
+def test_a_configuration_of_two_names_has_a_row_under_each(tmp_path):
+    for sampler in ("ddim", "euler"):
+        append(tmp_path, make_row("a", sampler=sampler))
+    append(tmp_path, make_row("a", sampler="ddim", status="failed", error="ValueError: no"))
+    assert [row["sampler"] for row in load(tmp_path)] == ["ddim", "euler"]
+    assert finished(tmp_path) == {("a", "digits", "euler", "karras")}
 
 
 def test_keys_depend_on_content_alone():
@@ -277,7 +289,7 @@ def slowly(source, target, replace=os.replace):
 
 os.write, os.replace = in_pieces, slowly
 study, row, jobs = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-done = finished(study)
+done = {key for key, *_ in finished(study)}
 print("ready", flush=True)
 for i in range(jobs):
     if (key := f"{i:04}") not in done:

@@ -67,7 +67,7 @@ def boards(rows: Sequence[Row], primary: str | None = None) -> list[Board]:
     """Group rows into one board a problem, in the order of their appearance.
 
     Args:
-      rows: rows as `optdiff.results.load` returns them, one a key.
+      rows: rows as `optdiff.results.load` returns them, one for each job and name.
       primary: the metric that comes first; by default the first that a row names.
 
     Raises:

@@ -1,7 +1,8 @@
 """Which rows are repetitions of one method, and what to call the methods of a problem.
 
-Two rows belong to one method only if their configurations agree in all that makes one, whatever
-their labels say. This file owns that identity and the names that tell methods apart.
+Two rows belong to one method only if their configurations agree in all that makes one, and their
+labels too: a configuration that goes by two names is shown under each. This file owns that identity
+and the names that tell methods apart.
 """
 
 import json
@@ -16,6 +17,8 @@ NO_METHOD = ("nfe", "seed", "keep", "batch", "refresh", "study", "metrics", "exa
 The number of samples is none of them, for metrics depend on it."""
 
 Leaves = dict[str, str]
+Method = tuple[str, str, frozenset]
+"""The labels of sampler and grid, and the leaves of the configuration."""
 
 
 def jobs(rows: Sequence[Row]) -> list[tuple[str, Row]]:
@@ -23,18 +26,17 @@ def jobs(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 
     Rows that differ only in what was measured or stored are one job, of which the newest counts.
     """
-    newest, labels = {}, {}
+    newest = {}
     for row in rows:
-        method = frozenset(_method(row).items())
+        method = row["sampler"], row["grid"], frozenset(_leaves_of(row).items())
         place = method, row["nfe_asked"], row["seed"]
         if place not in newest or row["time"] >= newest[place]["time"]:
             newest[place] = row
-        labels.setdefault(method, (row["sampler"], row["grid"]))
-    names = _names(labels)
+    names = _names(list(dict.fromkeys(method for method, _, _ in newest)))
     return [(names[method], row) for (method, _, _), row in newest.items()]
 
 
-def _method(row: Row) -> Leaves:
+def _leaves_of(row: Row) -> Leaves:
     """What makes the method of a row: path and value of each entry of its configuration."""
     config = {name: entry for name, entry in row["config"].items() if name not in NO_METHOD}
     return dict(_leaves(config | {"samples": row["samples"]}))
@@ -49,19 +51,19 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def _names(labels: dict[frozenset, tuple[str, str]]) -> dict[frozenset, str]:
+def _names(methods: Sequence[Method]) -> dict[Method, str]:
     """A name for each method: the sampler, what sets its configuration apart from others of that
     name, and the grid if there are several.
     """
     groups = defaultdict(list)
-    for method, label in labels.items():
-        groups[label].append(method)
-    several_grids = len({grid for _, grid in labels.values()}) > 1
+    for *labels, leaves in methods:
+        groups[tuple(labels)].append(leaves)
+    several_grids = len({grid for _, grid in groups}) > 1
     names = {}
-    for (sampler, grid), methods in groups.items():
-        for method, apart in zip(methods, _apart([dict(m) for m in methods]), strict=True):
+    for (sampler, grid), group in groups.items():
+        for leaves, apart in zip(group, _apart([dict(one) for one in group]), strict=True):
             name = " ".join([sampler, *apart])
-            names[method] = f"{name}, {grid}" if several_grids else name
+            names[sampler, grid, leaves] = f"{name}, {grid}" if several_grids else name
     return names
 
 

@@ -46,6 +46,14 @@ def test_a_swept_parameter_names_methods_and_so_do_samples_and_grids(tmp_path):
     assert board.methods[2:] == ["ddim samples=512, uniform", "ddim samples=64, uniform"]
 
 
+def test_a_configuration_is_a_method_under_each_of_its_names(tmp_path):
+    for sampler, seed in itertools.product(["ddim", "euler"], range(2)):
+        append(tmp_path, job(sampler, 8, seed, config={"sampler": "euler's rule"}))
+    (board,) = boards(load(tmp_path))
+    assert board.methods == ["ddim", "euler"]
+    assert board.cells["ddim", 8].values == board.cells["euler", 8].values
+
+
 @pytest.mark.parametrize(
     "samplers, names",
     [
