@@ -28,6 +28,14 @@ def verbatim(argument: str) -> str:
     return f"{name}={QuotedString(plain, Quote.single).with_quotes()}"
 
 
+def completed(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra wants them: words quoted, and a path alone taken to be that of a
+    published checkpoint, which wants other guidance than the model that comes with optdiff."""
+    named = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    published = "problem.path" in named and "problem" not in named
+    return ["problem=stable_diffusion"] * published + [verbatim(a) for a in arguments]
+
+
 def recalled(config: DictConfig) -> tuple[dict[str, Any], int | None]:
     """The configuration asked for; with `from`, that of an image, changed as asked for.
 
@@ -73,8 +81,8 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
         if not (_whole(c[name]) and c[name] > 0):
             wrong.append(f"{name} = {c[name]!r} must be a whole number of at least 1")
     for name in {"height", "width"} - optional:
-        if not (_whole(c[name]) and c[name] > 0 and c[name] % 8 == 0):
-            wrong.append(f"{name} = {c[name]!r} must be a positive multiple of 8 pixels")
+        if not (_whole(c[name]) and c[name] > 0):  # of what they are multiples the problem knows
+            wrong.append(f"{name} = {c[name]!r} must be a positive number of pixels")
     for name in {"seed", "seed_to"} - optional:
         if not _whole(c[name]):
             wrong.append(f"{name} = {c[name]!r} must be a whole number")

@@ -1,8 +1,8 @@
 """Generate images from prompts, or from an image and prompts, with a text-to-image problem.
 
-python experiments/generate.py problem.path=FOLDER prompt="a red cube" nfe=30 seed=1
+python experiments/generate.py prompt="a red seven on a yellow background" images=4
+python experiments/generate.py prompt="a blue 3 on white" prompt_to="a blue 8 on white" images=7
 python experiments/generate.py problem.path=FOLDER prompt="an astronaut" guidance=[1,3,7,14]
-python experiments/generate.py problem.path=FOLDER prompt="a cat" prompt_to="a dog" images=7
 python experiments/generate.py from=outputs/.../000.png
 """
 
@@ -16,7 +16,7 @@ import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _generate import recalled, refuse, settled, verbatim
+from _generate import completed, recalled, refuse, settled
 from _sweep import build, check_targets, run, single
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -162,5 +162,5 @@ def step(bar: tqdm, model: TextToImage, folder: Path, first: int, every: int | N
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = [verbatim(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = completed(sys.argv[1:])
     sys.exit(run(main))

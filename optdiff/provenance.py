@@ -13,12 +13,14 @@ PACKAGE = Path(__file__).parent
 
 @functools.cache
 def source_digest(package: Path = PACKAGE) -> str:
-    """Digest of a package's source, names and contents of its `.py` files: 16 hex digits.
+    """Digest of a package's source, names and contents of its `.py` files and of the networks that
+    come with it: 16 hex digits.
 
     It is taken once a process, so it describes the code that runs rather than later edits.
     """
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    learnt = [path for path in package.glob("pretrained/**/*") if path.is_file()]
+    for path in sorted([*package.rglob("*.py"), *learnt]):
         if path.is_relative_to(package / "report"):
             continue  # it draws rows, and no row depends on it
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode())

@@ -29,6 +29,10 @@ def test_source_digest_sees_names_and_contents(tmp_path):
     (drawn / "report/figures.py").write_text("colour = 1")
     provenance.source_digest.cache_clear()
     assert provenance.source_digest(drawn) == empty  # no row depends on how it is drawn
+    (drawn / "pretrained/digits").mkdir(parents=True)
+    (drawn / "pretrained/digits/model.safetensors").write_text("weights")
+    provenance.source_digest.cache_clear()
+    assert provenance.source_digest(drawn) != empty  # a network learnt anew is another model
     assert len(provenance.source_digest()) == 16
 
 

@@ -12,7 +12,7 @@ from optdiff.metrics.energy_distance import energy_distance
 from optdiff.metrics.frechet import frechet, principal_features
 from optdiff.metrics.gaussian_w2 import gaussian_w2, gelbrich
 from optdiff.metrics.latent_error import latent_error
-from optdiff.metrics.memorization import memorization
+from optdiff.metrics.memorization import memorization, stroke_memorization
 from optdiff.metrics.mmd import mmd
 from optdiff.metrics.mode_weights import mode_weights
 from optdiff.metrics.on_features import on_features, unchanged
@@ -35,6 +35,7 @@ __all__ = [
     "prdc",
     "principal_features",
     "sliced_w2",
+    "stroke_memorization",
     "trajectory_error",
     "unchanged",
 ]

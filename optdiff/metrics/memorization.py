@@ -4,6 +4,9 @@ Distances to the nearest training example mean nothing alone: real examples that
 say how near an honest one comes by chance.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -55,6 +58,41 @@ def memorization(
     mean = learnt.mean(axis=0)
     near, honest = (_nearest(values - mean, learnt - mean) for values in (x, others))
     return float(np.mean(near < np.percentile(honest, percentile)))
+
+
+def stroke_memorization(
+    samples: Samples,
+    reference: Reference,
+    cond: Any,
+    stroke_features: Callable[[Samples, Any], Float[Array | np.ndarray, "_ f"]],
+    learnt_strokes: Float[Array | np.ndarray, "_ f"],
+    *,
+    percentile: float = 1.0,
+) -> float:
+    """`memorization` of what images show, cleared of what their conditions ask for.
+
+    A copied stroke in another colour or place is a copy still; so the conditions' part is taken out
+    of samples and of the real, held-out reference alike.
+
+    Args:
+      samples: (b, ...) images.
+      reference: (b, ...) real images that nobody learnt from, of the same conditions.
+      cond: what each was asked to be.
+      stroke_features: from images and conditions to features (b, f) of the strokes alone.
+      learnt_strokes: (n, f), those of what the generator learnt from.
+      percentile: as for `memorization`.
+
+    Returns:
+      As `memorization`, and raises what it raises.
+
+    >>> learnt = np.linspace(0.0, 1.0, 11).reshape(11, 1)
+    >>> images = np.concatenate([learnt, np.full((11, 1), 7.0)], axis=1)
+    >>> stroke_memorization(images, images + 0.03, None, lambda x, cond: x[:, :1], learnt)
+    1.0
+    """
+    points(samples)
+    found, honest = (np.asarray(stroke_features(x, cond)) for x in (samples, reference))
+    return memorization(found, np.asarray(learnt_strokes), honest, percentile=percentile)
 
 
 def _nearest(x: Points, y: Points) -> np.ndarray:

@@ -16,10 +16,12 @@ from omegaconf import open_dict
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "problems"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
+import digits_folder
 import generate
-from _generate import recalled, settled, verbatim
+from _generate import completed, recalled, settled
 from _sweep import ConfigError
 from stable_diffusion_folder import write
 
@@ -47,7 +49,7 @@ def ask(tmp_path, monkeypatch):
 
     def compose(*arguments):
         with hydra.initialize_config_dir(str(EXPERIMENTS.parent / "conf"), version_base="1.3"):
-            overrides = [verbatim(argument) for argument in arguments]
+            overrides = completed(list(arguments))
             config = hydra.compose("generate", overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         with open_dict(config):
@@ -235,7 +237,7 @@ def test_lists_and_quotes_around_the_whole_are_hydras(ask):
         (["prompt=a", "init_image=image.png", "strength=1.5"], "strength = 1.5 must lie between"),
         (["prompt=a", "init_image=image.png", "strength=-1"], "strength = -1 must lie between"),
         (["prompt=a", "init_image=noise.npy"], "noise.npy: not an image"),
-        (["prompt=a", "height=100"], "height = 100 must be a positive multiple of 8"),
+        (["prompt=a", "height=1.5"], "height = 1.5 must be a positive number of pixels"),
         (["prompt=a", "width=0"], "width = 0"),
         (["prompt=a", "images=0"], "images = 0"),
         (["prompt=a", "nfe=many"], "nfe = 'many' must be a whole number"),
@@ -258,12 +260,12 @@ def test_faults_are_named_before_anything_is_opened(ask, tmp_path, arguments, to
 
 
 def test_all_faults_are_named_at_once_and_nothing_is_made(tmp_path):
-    command = [sys.executable, EXPERIMENTS / "generate.py", "height=3", "nfe=0"]
+    command = [sys.executable, EXPERIMENTS / "generate.py", "height=-3", "nfe=0"]
     done = subprocess.run(
         [*command, "problem.path=nowhere"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stdout == ""
-    for told in ("give one of prompt", "height = 3", "nfe = 0"):
+    for told in ("give one of prompt", "height = -3", "nfe = 0"):
         assert told in done.stderr and "Traceback" not in done.stderr
 
 
@@ -273,7 +275,38 @@ def test_a_folder_that_is_not_there_is_named(ask):
         generate.generate(config, Path("out"))
     assert not os.path.exists("out")
     with pytest.raises(ConfigError, match=r"problem\.path must be given"):
-        ask("prompt=a")
+        ask("problem=stable_diffusion", "prompt=a")
+
+
+def test_sizes_are_multiples_of_what_the_autoencoder_makes_one_latent_of(folder, ask):
+    config, _ = ask(f"problem.path={folder}", "prompt=a", "height=33")
+    with pytest.raises(ConfigError, match=r"problem: height = 33 pixels .* multiple of 2"):
+        generate.generate(config, Path("out"))
+    config, _ = ask(f"problem.path={folder}", "prompt=a", "height=36", "width=22")
+    assert generate.assemble(config, guidance=None).shape == (18, 11, 4)
+
+
+@pytest.mark.slow
+def test_a_model_of_captioned_digits_takes_prompts_of_ones_own(ask, tmp_path):
+    model = digits_folder.write(tmp_path / "model")
+    asked = ("problem=text_to_image", f"problem.path={model}", "nfe=3", "images=2")
+    config, _ = ask(*asked, "prompt=a red seven on a yellow background", "height=36")
+    assert config["guidance"] == [config["problem"]["guidance"]]
+    generate.generate(config, tmp_path / "a", None)
+    assert pixels(tmp_path / "a/001.png").shape == (36, 32, 3)
+    config, only = ask(f"from={tmp_path / 'a/001.png'}")
+    generate.generate(config, tmp_path / "b", only)
+    assert apart(tmp_path / "a/001.png", tmp_path / "b/001.png") == 0
+
+
+def test_a_path_alone_is_a_published_checkpoints(ask):
+    config, _ = ask("problem.path=x", "prompt=a")
+    named, _ = ask("problem=stable_diffusion", "problem.path=x", "prompt=a")
+    assert config == named and config["guidance"] == [7.5]
+    ours, _ = ask("prompt=a")
+    assert ours["problem"]["_target_"].endswith("captioned_digits.text_to_image")
+    mine, _ = ask("problem=text_to_image", "problem.path=x", "prompt=a")
+    assert mine == {**ours, "problem": {**ours["problem"], "path": "x"}}
 
 
 def test_the_size_of_an_image_is_kept_in_whole_latents(ask, tmp_path):

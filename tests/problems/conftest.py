@@ -1,8 +1,16 @@
-"""The digits in float64, made once, and four of them in noise: same shapes compile once."""
+"""The digits in float64, made once, and four of them in noise: same shapes compile once. And a
+folder of the shipped model's layout."""
+
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import digits_folder
 
 from optdiff.problems import digits
 from optdiff.sample import sample_keys
@@ -34,3 +42,9 @@ def levels():
 def noisy(handwritten, levels):
     """A digit at each of the levels."""
     return handwritten.prior(sample_keys(0, 4), levels)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """A folder as `optdiff/pretrained/digits` is one, tiny and with random weights."""
+    return digits_folder.write(tmp_path_factory.mktemp("digits") / "model")

@@ -30,16 +30,16 @@ from optdiff.nn.vae.model import VAE
 SCHEDULER = {
     "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
     "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "clip_sample": False,
-    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
+    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction",
 }  # fmt: skip
 
-FULL = {
-    "unet": (64, 96), "layers": 2, "heads": 4, "vae": (32, 64, 64), "groups": 16, "width": 128,
-    "depth": 4, "judge": (24, 48, 96, 96), "features": 64,
+FULL = {  # as in conf/preset/small.yaml
+    "unet": (64, 96), "layers": 1, "heads": 4, "vae": (32, 48, 64), "groups": 8, "width": 96,
+    "depth": 3, "patch": 4, "judge": (24, 48, 64, 96), "features": 64,
 }  # fmt: skip
 SMALL = {
     "unet": (32, 32), "layers": 1, "heads": 2, "vae": (16, 16, 32), "groups": 8, "width": 32,
-    "depth": 1, "judge": (8, 8, 16), "features": 12,
+    "depth": 1, "patch": 8, "judge": (8, 8, 16), "features": 12,
 }  # fmt: skip
 
 
@@ -79,24 +79,25 @@ def write(folder: Path, *, full: bool = False, seed: int = 0) -> Path:
       `folder`.
     """
     size = FULL if full else SMALL
-    tokenizer = train_tokenizer(sentences(), vocab_size=700, length=32)
+    tokenizer = train_tokenizer(sentences(), vocab_size=700, length=24)
     end = tokenizer.eos_token_id
     text = {
         "vocab_size": len(tokenizer), "hidden_size": size["width"],
         "intermediate_size": 4 * size["width"], "num_hidden_layers": size["depth"],
-        "num_attention_heads": 4, "max_position_embeddings": 32, "bos_token_id": end - 1,
+        "num_attention_heads": 4, "max_position_embeddings": 24, "bos_token_id": end - 1,
         "eos_token_id": end, "pad_token_id": end, "projection_dim": size["width"],
     }  # fmt: skip
     vision = {
         "hidden_size": size["width"], "intermediate_size": 4 * size["width"],
         "num_hidden_layers": size["depth"], "num_attention_heads": 4, "image_size": 32,
-        "patch_size": 8, "projection_dim": size["width"],
+        "patch_size": size["patch"], "projection_dim": size["width"],
     }  # fmt: skip
     unet = UNetConfig(
         sample_size=8, block_out_channels=size["unet"], layers_per_block=size["layers"],
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=size["width"], attention_head_dim=size["heads"], norm_num_groups=16,
+        cross_attention_dim=size["width"], attention_head_dim=size["heads"],
+        norm_num_groups=size["groups"],
     )  # fmt: skip
     vae = VAEConfig(
         block_out_channels=size["vae"], latent_channels=4, norm_num_groups=size["groups"],

@@ -1,0 +1,110 @@
+"""One image a prompt and a seed: in any batch, on any number of devices, and in PyTorch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from optdiff import grids
+from optdiff.problems.captioned_digits import text_to_image
+from optdiff.sample import sample, sample_keys, start
+from optdiff.samplers import ancestral, ddim
+
+torch.set_num_threads(1)  # its idle threads spin, which costs others more than they bring here
+CLOSE = 2 / 255
+LEVELS = [8.0, 2.0, 0.5, 0.1]
+DEVICES = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from optdiff.problems.captioned_digits import text_to_image
+from optdiff.sample import sample, sample_keys
+from optdiff.samplers import ancestral
+
+folder, levels, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+assert len(jax.devices()) == 8
+mesh = Mesh(np.array(jax.devices()), ("data",))
+keys = jax.device_put(sample_keys(3, 8), NamedSharding(mesh, PartitionSpec("data")))
+problem = text_to_image(folder, prompts=64, guidance=2.0)
+cond = problem.condition(keys)
+x0, _ = sample(problem, ancestral(), jnp.asarray(levels, jnp.float32), keys, cond=cond)
+assert len(x0.sharding.device_set) == 8, x0.sharding
+np.save(out, problem.decode(x0))
+"""
+
+
+@pytest.fixture(scope="module")
+def images(random_model):
+    """`images(keys)`: what these keys lead to, noise injected and all."""
+    problem = text_to_image(random_model, prompts=64, guidance=2.0)
+
+    def make(keys):
+        cond = problem.condition(keys)
+        levels = jnp.asarray(LEVELS, jnp.float32)
+        return np.asarray(problem.decode(sample(problem, ancestral(), levels, keys, cond=cond)[0]))
+
+    return make
+
+
+@pytest.mark.slow
+def test_an_image_does_not_depend_on_its_company(images):
+    eight = images(sample_keys(3, 8))
+    three, one = images(sample_keys(3, 3, start=4)), images(sample_keys(3, 1, start=5))
+    assert np.abs(three - eight[4:7]).max() < CLOSE
+    assert np.abs(one - eight[5:6]).max() < CLOSE
+    assert np.abs(eight[0] - eight[5]).max() > 0.1
+
+
+@pytest.mark.slow
+def test_an_image_does_not_depend_on_the_number_of_devices(images, random_model, tmp_path):
+    flags = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",  # as here: integers of other widths are drawn otherwise
+    }
+    arguments = [str(random_model), json.dumps(LEVELS), str(tmp_path / "images.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, *arguments],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.abs(np.load(tmp_path / "images.npy") - images(sample_keys(3, 8))).max() < CLOSE
+
+
+@pytest.mark.parametrize("which", ["random"])
+def test_pytorchs_pipeline_makes_our_image(which, random_model):
+    prompts = ["a red seven on a yellow background", "the digit 3 in blue on white"]
+    problem = text_to_image(random_model, prompts=prompts, guidance=3.0)
+    model = problem.problem
+    levels = grids.from_scheduler_config(dict(model.scheduler))(model.schedule, 10)
+    keys = sample_keys(0, 2)
+    noise = start(model, keys, jnp.zeros((), jnp.float32)).astype(jnp.float32)
+    x0, _ = sample(
+        problem,
+        ddim(),
+        levels,
+        keys,
+        cond=model.prompts,
+        x=model.from_noise(noise, levels[0]),
+        finish=model.finish,
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(random_model, local_files_only=True)
+    assert isinstance(pipeline.scheduler, DDIMScheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.from_numpy(np.asarray(noise).transpose(0, 3, 1, 2).copy())
+    theirs = pipeline(
+        prompts, latents=latents, num_inference_steps=10, guidance_scale=3.0, output_type="np"
+    ).images
+    ours = np.asarray(jax.device_get(problem.decode(x0)))
+    assert np.abs(ours - theirs).max() < CLOSE
+    assert np.abs(ours[0] - ours[1]).max() > 0.1
