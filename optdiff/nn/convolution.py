@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optdiff.nn.linear import bilinear, product
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros (before, after) the rows, and the columns."""
 
@@ -60,7 +62,7 @@ def convolve(
     (1, 2, 2, 8)
     """
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == (0, 0):
-        return x @ kernel[0, 0]
+        return product(x, kernel[0, 0])
     if _precise(x) and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS:
         pixels = x.shape[0] * x.shape[1] * x.shape[2] // stride**2
         if pixels < WINOGRAD_PIXELS:
@@ -114,16 +116,10 @@ def _on_cpu(fast, plain):
     rather than its transform.
     """
 
-    @jax.custom_jvp
-    def function(x: Array, kernel: Array) -> Array:
+    def value(x: Array, kernel: Array) -> Array:
         return jax.lax.platform_dependent(x, kernel, cpu=fast, default=plain)
 
-    @function.defjvp
-    def _(primals, tangents):
-        (x, kernel), (dx, dkernel) = primals, tangents
-        return function(x, kernel), plain(dx, kernel) + plain(x, dkernel)
-
-    return function
+    return bilinear(value, plain, plain)
 
 
 def _unrolled(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:

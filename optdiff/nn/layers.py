@@ -18,15 +18,31 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from optdiff.nn.convolution import convolve, upsample_convolve
+from optdiff.nn.linear import Linear
 
 Dtype = Any
 """A JAX float type such as `jnp.float32` or `jnp.bfloat16`."""
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x Phi(x)`, Phi the normal distribution function (arXiv 1606.08415, sec. 2), in float32 at
+    least.
+
+    As PyTorch computes it, `x (1 + erf(x / sqrt 2)) / 2`: by erfc, as JAX does, the tail has more
+    digits than any sum it enters, and takes twice the time on a CPU.
+
+    >>> round(float(gelu(jnp.array(1.0))), 4)
+    0.8413
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nnx.silu,
     "swish": nnx.silu,
     "mish": lambda x: x * jnp.tanh(nnx.softplus(x)),
-    "gelu": lambda x: nnx.gelu(x, approximate=False),
+    "gelu": gelu,
     "relu": nnx.relu,
 }
 """Activations by the name that a checkpoint's `act_fn` gives them."""
@@ -212,7 +228,7 @@ class ResnetBlock(nnx.Module):
         self.norm1 = GroupNorm(in_channels, **norm)
         self.conv1 = Conv(in_channels, out_channels, 3, **types)
         timed = temb_channels is not None
-        self.time_emb_proj = nnx.Linear(temb_channels, width, **types) if timed else None
+        self.time_emb_proj = Linear(temb_channels, width, **types) if timed else None
         self.norm2 = GroupNorm(out_channels, **norm)
         self.conv2 = Conv(out_channels, out_channels, 3, **types)
         self.conv_shortcut = Conv(in_channels, out_channels, 1, **types) if shortcut else None

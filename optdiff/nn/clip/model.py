@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from optdiff.nn.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from optdiff.nn.clip.transformer import Layer, LayerNorm
 from optdiff.nn.layers import Dtype
+from optdiff.nn.linear import Linear
 
 # Files before transformers 4.31 gave this id, which no sequence ends with.
 LEGACY_EOS = 2
@@ -247,11 +248,11 @@ class CLIP(nnx.Module):
         return Similarity(image, text, scale * (image @ text.T))
 
 
-def _projection(config: CLIPTextConfig | CLIPVisionConfig, **types: Any) -> nnx.Linear | None:
+def _projection(config: CLIPTextConfig | CLIPVisionConfig, **types: Any) -> Linear | None:
     if not config.with_projection:
         return None
     normal = nnx.initializers.normal(config.hidden_size**-0.5 * config.initializer_factor)
-    return nnx.Linear(
+    return Linear(
         config.hidden_size, config.projection_dim, use_bias=False, kernel_init=normal, **types
     )
 

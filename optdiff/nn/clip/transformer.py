@@ -13,11 +13,12 @@ from jaxtyping import Array, Bool, Float
 
 from optdiff.nn.attention import attention
 from optdiff.nn.clip.config import CLIPTextConfig, CLIPVisionConfig
-from optdiff.nn.layers import Dtype
+from optdiff.nn.layers import Dtype, gelu
+from optdiff.nn.linear import Linear
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
 }
 
 
@@ -59,8 +60,8 @@ class Layer(nnx.Module):
         # As CLIP was trained: what is added to the residual stream shrinks with the depth.
         residual = (2 * config.num_hidden_layers) ** -0.5
 
-        def linear(inputs: int, outputs: int, std: float) -> nnx.Linear:
-            return nnx.Linear(
+        def linear(inputs: int, outputs: int, std: float) -> Linear:
+            return Linear(
                 inputs, outputs, kernel_init=nnx.initializers.normal(std * factor),
                 dtype=dtype, param_dtype=param_dtype, rngs=rngs,
             )  # fmt: skip

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from optdiff.nn.abstract import abstract
 from optdiff.nn.layers import Conv, Dtype, GroupNorm
+from optdiff.nn.linear import Linear
 
 CLASS_NAME = "DigitJudge"
 
@@ -101,8 +102,8 @@ class Judge(nnx.Module):
             for _ in range(2)
         )
         places = (config.side // 2 ** (len(config.widths) - 1)) ** 2
-        self.to_features = nnx.Linear(places * width, config.features, **types)
-        self.readings = nnx.List(nnx.Linear(config.features, n, **types) for n in config.answers)
+        self.to_features = Linear(places * width, config.features, **types)
+        self.readings = nnx.List(Linear(config.features, n, **types) for n in config.answers)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Verdict:
         """Judge images (b, side, side, 3) in [0, 1].

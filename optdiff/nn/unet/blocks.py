@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from optdiff.nn.attention import attention
 from optdiff.nn.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
+from optdiff.nn.linear import Linear
 from optdiff.nn.unet.config import UNetConfig
 
 Image = Float[Array, "b h w c"]
@@ -29,10 +30,10 @@ class Attention(nnx.Module):
     ):
         inner = heads * head_dim
         self.heads = heads
-        self.to_q = nnx.Linear(width, inner, use_bias=False, rngs=rngs, **types)
-        self.to_k = nnx.Linear(context_width, inner, use_bias=False, rngs=rngs, **types)
-        self.to_v = nnx.Linear(context_width, inner, use_bias=False, rngs=rngs, **types)
-        self.to_out = nnx.Linear(inner, width, rngs=rngs, **types)
+        self.to_q = Linear(width, inner, use_bias=False, rngs=rngs, **types)
+        self.to_k = Linear(context_width, inner, use_bias=False, rngs=rngs, **types)
+        self.to_v = Linear(context_width, inner, use_bias=False, rngs=rngs, **types)
+        self.to_out = Linear(inner, width, rngs=rngs, **types)
 
     def __call__(self, x: Tokens, context: Float[Array, "b m d"] | None = None) -> Tokens:
         context = x if context is None else context
@@ -48,8 +49,8 @@ class FeedForward(nnx.Module):
     """Gated feed-forward layer, `(a * gelu(g)) W` with `a, g = x V` (arXiv 2002.05202, GEGLU)."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, **types):
-        self.proj_in = nnx.Linear(width, 8 * width, rngs=rngs, **types)
-        self.proj_out = nnx.Linear(4 * width, width, rngs=rngs, **types)
+        self.proj_in = Linear(width, 8 * width, rngs=rngs, **types)
+        self.proj_out = Linear(4 * width, width, rngs=rngs, **types)
 
     def __call__(self, x: Tokens) -> Tokens:
         value, gate = jnp.split(self.proj_in(x), 2, -1)
@@ -116,7 +117,7 @@ class Transformer(nnx.Module):
 
         def proj(width: int, out: int) -> nnx.Module:
             if config.use_linear_projection:
-                return nnx.Linear(width, out, rngs=rngs, **types)
+                return Linear(width, out, rngs=rngs, **types)
             return Conv(width, out, 1, rngs=rngs, **types)
 
         self.norm = GroupNorm(

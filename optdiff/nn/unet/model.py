@@ -19,6 +19,7 @@ from optdiff.nn.layers import (
     GroupNorm,
     timestep_embedding,
 )
+from optdiff.nn.linear import Linear
 from optdiff.nn.unet.blocks import DownBlock, MidBlock, UpBlock
 from optdiff.nn.unet.config import UNetConfig
 
@@ -41,12 +42,12 @@ class TimeMLP(nnx.Module):
         rngs: nnx.Rngs,
         **types,
     ):
-        self.linear_1 = nnx.Linear(in_dim, out_dim, rngs=rngs, **types)
-        self.linear_2 = nnx.Linear(out_dim, out_dim, rngs=rngs, **types)
+        self.linear_1 = Linear(in_dim, out_dim, rngs=rngs, **types)
+        self.linear_2 = Linear(out_dim, out_dim, rngs=rngs, **types)
         self.cond_proj = (
             None
             if condition_dim is None
-            else nnx.Linear(condition_dim, in_dim, use_bias=False, rngs=rngs, **types)
+            else Linear(condition_dim, in_dim, use_bias=False, rngs=rngs, **types)
         )
         self.act = ACTIVATIONS[act]
         self.post_act = None if post_act is None else ACTIVATIONS[post_act]
@@ -69,7 +70,7 @@ def _class_embedding(config: UNetConfig, *, rngs: nnx.Rngs, **types) -> nnx.Modu
         case "projection":
             return TimeMLP(dim, width, rngs=rngs, **types)
         case "simple_projection":
-            return nnx.Linear(dim, width, rngs=rngs, **types)
+            return Linear(dim, width, rngs=rngs, **types)
         case None if config.num_class_embeds is not None:
             return nnx.Embed(config.num_class_embeds, width, rngs=rngs, **types)
     return None
@@ -135,7 +136,7 @@ class UNet(nnx.Module):
         self.encoder_hid_proj = (
             None
             if config.encoder_hid_dim is None
-            else nnx.Linear(config.encoder_hid_dim, config.cross_attention_dim, rngs=rngs, **types)
+            else Linear(config.encoder_hid_dim, config.cross_attention_dim, rngs=rngs, **types)
         )
         stages = range(len(widths))
         self.down_blocks = nnx.List(DownBlock(i, config, rngs=rngs, **types) for i in stages)

@@ -22,6 +22,7 @@ from optdiff.nn.layers import (
     Upsample,
     conv,
 )
+from optdiff.nn.linear import Linear
 from optdiff.nn.vae.config import DOWN_BLOCKS, UP_BLOCKS, VAEConfig
 from optdiff.types import Keys
 
@@ -59,10 +60,10 @@ class PixelAttention(nnx.Module):
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = GroupNorm(channels, groups=groups, eps=EPS, param_dtype=param_dtype)
-        self.q = nnx.Linear(channels, channels, **types)
-        self.k = nnx.Linear(channels, channels, **types)
-        self.v = nnx.Linear(channels, channels, **types)
-        self.out = nnx.Linear(channels, channels, **types)
+        self.q = Linear(channels, channels, **types)
+        self.k = Linear(channels, channels, **types)
+        self.v = Linear(channels, channels, **types)
+        self.out = Linear(channels, channels, **types)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
