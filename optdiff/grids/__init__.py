@@ -3,8 +3,9 @@
 A grid returns n levels, decreasing, the first of them the highest; the driver's `finish` owns what
 happens after the last. "Schedule" is what the model was trained on, "grid" where we step. Here are
 those known beforehand: spaced in the noise level (`levels`), by the quantiles of a distribution
-(`quantiles`), in the trained time (`trained`), or listed (`tables`). The grid that is fitted to a
-problem has to sample it, so it is `analysis.gits`.
+(`quantiles`), in the trained time (`trained`), or listed (`tables`); and those that rise in
+between, for the sampler that restarts (`restarts`). The grid that is fitted to a problem has to
+sample it, so it is `analysis.gits`.
 """
 
 from optdiff.grids.levels import (
@@ -17,6 +18,7 @@ from optdiff.grids.levels import (
     uniform_logsnr,
 )
 from optdiff.grids.quantiles import beta, laplace, log_normal
+from optdiff.grids.restarts import restart_levels, with_restarts
 from optdiff.grids.tables import ays_sd15, ays_sdxl, ays_svd, explicit, interpolated
 from optdiff.grids.trained import (
     beta_time,
@@ -48,9 +50,11 @@ __all__ = [
     "log_normal",
     "polyexponential",
     "polynomial",
+    "restart_levels",
     "rounded_linspace",
     "shifted_flow",
     "sigmoid",
     "trailing",
     "uniform_logsnr",
+    "with_restarts",
 ]

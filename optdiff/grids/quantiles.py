@@ -36,7 +36,7 @@ def log_normal(
     [80.0, 0.677, 0.301, 0.134, 0.002]
     """
     low, high = span(schedule, n, sigma_min, sigma_max)
-    return _quantiles(low, high, n, p_mean, p_std, special.ndtr, special.ndtri)
+    return _quantiles(low, high, n, p_mean, p_std, special.log_ndtr, special.ndtri_exp)
 
 
 def laplace(
@@ -66,10 +66,10 @@ def laplace(
     """
     low, high = span(schedule, n, sigma_min, sigma_max)
 
-    def cdf(z):
-        return np.where(z < 0, np.exp(-np.abs(z)) / 2, 1 - np.exp(-np.abs(z)) / 2)
+    def log_cdf(z):
+        return np.where(z < 0, -np.abs(z) - np.log(2), np.log1p(-np.exp(-np.abs(z)) / 2))
 
-    return _quantiles(low, high, n, -mu / 2, b / 2, cdf, lambda p: np.log(2 * p))
+    return _quantiles(low, high, n, -mu / 2, b / 2, log_cdf, lambda log_p: log_p + np.log(2))
 
 
 def beta(
@@ -105,16 +105,20 @@ def _quantiles(
     n: int,
     mean: float,
     scale: float,
-    cdf: Callable[[np.ndarray], np.ndarray],
+    log_cdf: Callable[[np.ndarray], np.ndarray],
     lower_quantile: Callable[[np.ndarray], np.ndarray],
 ) -> Levels:
     """Levels at the quantiles of `log sigma`, whose distribution is symmetric about its mean.
 
     From the lower tail below the median, from the upper one above it: the range may reach further
-    into either than `1 - p` can tell from 1.
+    into either than `1 - p` can tell from 1. And in logarithms, for p itself may be too small.
+
+    Args: `lower_quantile` takes the logarithm of p, below that of a half.
     """
     ends = (np.log([high, low]) - mean) / scale
-    below, above = np.linspace(*cdf(ends), n), np.linspace(*cdf(-ends), n)
+    with np.errstate(divide="ignore"):  # at the ends one share is zero
+        shares = np.log([np.linspace(1, 0, n), np.linspace(0, 1, n)])
+    below, above = (np.logaddexp.reduce(shares + log_cdf(z)[:, None]) for z in (ends, -ends))
     lower = below < above
     z = lower_quantile(np.where(lower, below, above))
     levels = np.exp(mean + scale * np.where(lower, z, -z))

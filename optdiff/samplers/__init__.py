@@ -77,7 +77,7 @@ from optdiff.samplers.renoise import (
     power_down,
     renoise,
 )
-from optdiff.samplers.restart import restart, restart_levels
+from optdiff.samplers.restart import restart
 from optdiff.samplers.sa_solver import sa_solver, tau_between
 from optdiff.samplers.unipc import bh1, bh2, unip, unipc
 
@@ -139,7 +139,6 @@ __all__ = [
     "renoise",
     "residual",
     "restart",
-    "restart_levels",
     "sa_solver",
     "scale_by_adam_per_sample",
     "scale_by_adams_bashforth",

@@ -11,7 +11,7 @@ import torch
 from diffusers_oracle import STEPS, Case, create, in_float64
 from exact_noise import PROBLEM, SCHEDULE, covariance_slope, pushed
 
-from optdiff.grids import karras
+from optdiff.grids import karras, restart_levels
 from optdiff.noise import scaled_linear
 from optdiff.sample import identity, sample, sample_keys
 from optdiff.samplers import (
@@ -34,7 +34,6 @@ from optdiff.samplers import (
     power_down,
     renoise,
     restart,
-    restart_levels,
     tcd,
 )
 
