@@ -1,5 +1,7 @@
 """The main comparison: what it sweeps, and that its rows, table and pictures come out."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,11 +57,14 @@ def test_its_rows_say_how_well_images_keep_to_their_prompts(tmp_path):
     done = subprocess.run(
         [*command, *small, "sampler=ddim,ancestral", "nfe=4", "metrics=generator"],
         cwd=tmp_path,
+        env=os.environ | {"JAX_LOG_COMPILES": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+    compiled = re.findall(r"Finished XLA compilation of (\S+)", done.stderr)
+    assert compiled.count("jit(eps_at)") == 1
     rows = results.load(tmp_path / "results/quickstart")
     assert len(rows) == 2 and [row["passes"] for row in rows] == [8, 8]
     for row in rows:

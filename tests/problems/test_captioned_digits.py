@@ -125,6 +125,17 @@ def test_the_network_is_told_the_context_alone(problem, told):
     assert jnp.abs(eps_at(problem, silent, x, LEVELS[1]) - eps).max() > 1e-3
 
 
+@pytest.mark.slow
+def test_host_modes_network_and_its_judges_lower_for_tpu_and_cuda(problem, told, lower):
+    keys, cond = told
+    x = jnp.zeros((8, *problem.problem.model.shape), jnp.float32)
+    lower(eps_at, problem, cond, x, LEVELS[0])
+    lower(lambda problem, keys: problem.condition(keys), problem, keys)
+    images = problem.reference(keys, cond)
+    lower(lambda inner, images: inner.judge(images), problem.problem, images)
+    lower(lambda inner, images, cond: inner.agreement(images, cond), problem.problem, images, cond)
+
+
 def test_real_images_show_what_was_asked_for_in_strokes_held_out(problem, told):
     keys, cond = told
     images = problem.reference(keys, cond)
