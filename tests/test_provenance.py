@@ -1,5 +1,6 @@
 """A row tells which source, commit and versions made it."""
 
+import os
 import random
 import subprocess
 
@@ -34,6 +35,20 @@ def test_source_digest_sees_names_and_contents(tmp_path):
     provenance.source_digest.cache_clear()
     assert provenance.source_digest(drawn) != empty  # a network learnt anew is another model
     assert len(provenance.source_digest()) == 16
+
+
+def test_a_stamp_sees_what_changed_at_a_path(tmp_path):
+    (tmp_path / "unet").mkdir()
+    weights = tmp_path / "unet/weights"
+    stamps = [provenance.stamp(tmp_path)]
+    for text in ("a", "bc"):
+        weights.write_text(text)
+        stamps.append(provenance.stamp(tmp_path))
+    assert provenance.stamp(tmp_path) == stamps[-1]
+    os.utime(weights, ns=(0, 0))
+    weights.rename(tmp_path / "unet/others")
+    stamps += [provenance.stamp(tmp_path), provenance.stamp(tmp_path / "unet/others")]
+    assert len(set(stamps)) == 5
 
 
 def test_provenance_knows_commit_and_dirt_outside_results(tmp_path):
