@@ -25,7 +25,7 @@ from _sweep import ConfigError, build, check_targets, run
 from omegaconf import DictConfig, OmegaConf
 
 from optdiff import provenance
-from optdiff.images import tile, to_pixels
+from optdiff.images import tile, to_pixels, write_png
 from optdiff.learning.loop import train
 from optdiff.learning.precision import compute_dtype
 from optdiff.learning.task import Task
@@ -58,9 +58,9 @@ def learn(config: dict[str, Any], folder: Path) -> None:
             frozen=task.frozen,
             folder=folder,
             layout=build(config["layout"]),
-            watch=partial(watch, task),
+            watch=None if config["watch_every"] is None else partial(watch, task, folder),
             label=stage,
-            **{name: config[name] for name in LOOP},
+            **{name: config[name] for name in LOOP if config[name] is not None},
         )
         learned = state.ema if config["ema_decay"] else state.params
         scores, save = task.scores(learned), partial(task.save, learned)
@@ -116,12 +116,15 @@ def optimizer(config: dict[str, Any]) -> optax.GradientTransformation:
     )
 
 
-def watch(task: Task, learned: Any, step: int) -> dict[str, Any]:
-    """Scores, and pictures side by side."""
+def watch(task: Task, folder: Path, learned: Any, step: int) -> dict[str, Any]:
+    """Scores, and pictures side by side, which go to a file too."""
     seen = dict(task.scores(learned))
     if task.pictures is not None:
-        shown = to_pixels(task.pictures(learned))
-        seen["pictures"] = tile(shown, 8)
+        seen["pictures"] = tile(to_pixels(task.pictures(learned)), 8)
+        file = folder / "pictures" / f"{step:06}.png"
+        file.parent.mkdir(exist_ok=True)
+        if jax.process_index() == 0 and not file.exists():  # a resumed run shows a step again
+            write_png(file, seen["pictures"])
     return seen
 
 
