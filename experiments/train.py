@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from optdiff import provenance
 from optdiff.images import tile, to_pixels, write_png
+from optdiff.learning.allocator import keep_freed_memory
 from optdiff.learning.loop import train
 from optdiff.learning.precision import compute_dtype
 from optdiff.learning.task import Task
@@ -39,6 +40,7 @@ def main(config: DictConfig) -> None:
         raise ConfigError(f"stage is one of {', '.join(STAGES)}, not {config.stage!r}")
     wanted = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_targets({k: v for k, v in wanted.items() if k != "preset"}, "config")
+    keep_freed_memory()
     if wanted["distributed"]:
         jax.distributed.initialize()
     learn(wanted, Path(wanted["folder"]) / wanted["stage"])
