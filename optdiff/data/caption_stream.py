@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Key
 
 from optdiff.data.captioned_digits import SIDE, Attributes, Who, draw, render, strokes
 from optdiff.data.captions import HELD_OUT, TRAINED, captions, tells
-from optdiff.types import Batch, Keys, Stream
+from optdiff.types import Batch, Stream
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
 """Texts to ids, (texts, tokens)."""
@@ -59,31 +59,32 @@ def captioned_digits(
     """
     if batch % hosts:
         raise ValueError(f"a batch of {batch} does not divide among {hosts} hosts")
-    share = batch // hosts
-    root, ink = jax.random.key(seed), jnp.asarray(strokes(who))
+    share, ink = batch // hosts, jnp.asarray(strokes(who))
     known = HELD_OUT if held_out else TRAINED
     templates = np.array([t for t in known if tells(t) >= set(telling)])
+    # Words are chosen on the host: on an accelerator, they would wait behind whatever it computes.
+    cpu, device = jax.local_devices(backend="cpu")[0], jax.local_devices()[0]
+    root = jax.device_put(jax.random.key(seed), cpu)
 
     def read(position: int) -> tuple[Batch, int]:
-        keys = _keys(root, position + share * host + jnp.arange(share))
-        images, attributes, words = _examples(keys, ink, held_out, side, len(templates))
-        examples: dict[str, Any] = {"images": images, "attributes": jnp.stack(attributes, -1)}
+        indices = position + share * host + np.arange(share)
+        attributes, words, keys = _choices(root, indices, held_out, len(templates))
+        shown = Attributes(*(np.asarray(values) for values in attributes))
+        images = render(jax.device_put(keys, device), shown, ink, side)
+        examples: dict[str, Any] = {"images": images, "attributes": np.stack(shown, -1)}
         if tokenize is not None:
-            shown = Attributes(*(np.asarray(values) for values in attributes))
             examples["ids"] = tokenize(captions(shown, templates[np.asarray(words)]))
         return examples, position + batch
 
     return Stream(0, read)
 
 
-_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-
-
-@partial(jax.jit, static_argnames=("held_out", "side", "templates"))
-def _examples(keys: Keys, ink, held_out: bool, side: int, templates: int):
+@partial(jax.jit, static_argnames=("held_out", "templates"))
+def _choices(root: Key[Array, ""], indices: Int[Array, "b"], held_out: bool, templates: int):
+    """Attributes of examples, which of the templates tells them, and the keys of their pictures."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, indices)
     attribute_keys, picture_keys, word_keys = jax.vmap(
         lambda key: jax.random.split(key, 3), out_axes=1
     )(keys)
-    attributes = draw(attribute_keys, held_out)
     words = jax.vmap(lambda key: jax.random.randint(key, (), 0, templates))(word_keys)
-    return render(picture_keys, attributes, ink, side), attributes, words
+    return draw(attribute_keys, held_out), words, picture_keys
