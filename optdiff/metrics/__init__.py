@@ -15,6 +15,7 @@ from optdiff.metrics.latent_error import latent_error
 from optdiff.metrics.memorization import memorization, stroke_memorization
 from optdiff.metrics.mmd import mmd
 from optdiff.metrics.mode_weights import mode_weights
+from optdiff.metrics.of_reconstructions import of_reconstructions
 from optdiff.metrics.on_features import on_features, unchanged
 from optdiff.metrics.prdc import prdc
 from optdiff.metrics.sliced_w2 import sliced_w2
@@ -31,6 +32,7 @@ __all__ = [
     "memorization",
     "mmd",
     "mode_weights",
+    "of_reconstructions",
     "on_features",
     "prdc",
     "principal_features",

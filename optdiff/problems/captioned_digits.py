@@ -33,6 +33,7 @@ LEARNT_PICTURES = 20_000
 """Pictures that stand for the training strokes: each some ten times, turned and sheared anew."""
 
 _TAG = 2**31 - 3  # draws the prompt; never a step's index
+_REDRAWN = 2**31 - 4  # draws the real images that are reconstructed; no seed of samples
 
 
 @partial(
@@ -104,6 +105,12 @@ class CaptionedDigits:
     def target(self, keys: Keys, cond: Cond = None) -> Samples:
         """As `reference`: a model that knew the data would draw by strokes that are new, too."""
         return self.reference(keys, cond)
+
+    def reconstructions(self, cond: Cond) -> Samples:
+        """Other such images after the autoencoder, the same at each call: the best that any sampler
+        can do."""
+        keys = jax.random.split(jax.random.key(_REDRAWN), len(cond["ids"]))
+        return self.decode(self.encode(self.reference(keys, cond)))
 
     def judge(self, images: Float[Array, "b h w c"]) -> Verdict:
         """What the judge sees in images: logits of digit, ink and paper, and its features."""

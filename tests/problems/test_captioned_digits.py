@@ -152,6 +152,14 @@ def test_real_images_show_what_was_asked_for_in_strokes_held_out(problem, told):
     assert other.shape == images.shape and np.abs(other - images).max() > 0.3
 
 
+def test_reconstructions_are_real_images_after_the_autoencoder(problem, told):
+    cond = told[1]
+    inner = problem.problem
+    through = inner.reconstructions(cond)
+    real = inner.reference(jax.random.split(jax.random.key(2**31 - 4), 8), cond)
+    np.testing.assert_allclose(through, inner.decode(inner.encode(real)), atol=1e-5)
+
+
 @pytest.mark.parametrize("change", ["colours", "place", "size"])
 def test_strokes_alone_are_the_same_whatever_they_are_drawn_in(change, told):
     keys, cond = told
