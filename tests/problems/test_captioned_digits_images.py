@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from optdiff import grids
-from optdiff.problems.captioned_digits import text_to_image
+from optdiff.problems.captioned_digits import SHIPPED, text_to_image
 from optdiff.sample import sample, sample_keys, start
 from optdiff.samplers import ancestral, ddim
 
@@ -81,10 +81,11 @@ def test_an_image_does_not_depend_on_the_number_of_devices(images, random_model,
     assert np.abs(np.load(tmp_path / "images.npy") - images(sample_keys(3, 8))).max() < CLOSE
 
 
-@pytest.mark.parametrize("which", ["random"])
+@pytest.mark.parametrize("which", ["random", *["shipped"] * SHIPPED.exists()])
 def test_pytorchs_pipeline_makes_our_image(which, random_model):
+    folder = SHIPPED if which == "shipped" else random_model
     prompts = ["a red seven on a yellow background", "the digit 3 in blue on white"]
-    problem = text_to_image(random_model, prompts=prompts, guidance=3.0)
+    problem = text_to_image(folder, prompts=prompts, guidance=3.0)
     model = problem.problem
     levels = grids.from_scheduler_config(dict(model.scheduler))(model.schedule, 10)
     keys = sample_keys(0, 2)
@@ -98,7 +99,7 @@ def test_pytorchs_pipeline_makes_our_image(which, random_model):
         x=model.from_noise(noise, levels[0]),
         finish=model.finish,
     )
-    pipeline = StableDiffusionPipeline.from_pretrained(random_model, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.from_numpy(np.asarray(noise).transpose(0, 3, 1, 2).copy())
