@@ -188,6 +188,7 @@ def test_an_image_without_ink_is_white():
     np.testing.assert_allclose(alone(paper, jnp.array([4]), jnp.array([2])), white, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_judge_and_clip_see_images_a_few_at_a_time(problem, told, monkeypatch):
     cond = told[1]
     inner, images = problem.problem, problem.reference(*told)

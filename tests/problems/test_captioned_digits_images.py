@@ -81,7 +81,9 @@ def test_an_image_does_not_depend_on_the_number_of_devices(images, random_model,
     assert np.abs(np.load(tmp_path / "images.npy") - images(sample_keys(3, 8))).max() < CLOSE
 
 
-@pytest.mark.parametrize("which", ["random", *["shipped"] * SHIPPED.exists()])
+@pytest.mark.parametrize(
+    "which", [pytest.param("random", marks=pytest.mark.slow), *["shipped"] * SHIPPED.exists()]
+)
 def test_pytorchs_pipeline_makes_our_image(which, random_model):
     folder = SHIPPED if which == "shipped" else random_model
     prompts = ["a red seven on a yellow background", "the digit 3 in blue on white"]
