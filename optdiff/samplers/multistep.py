@@ -59,7 +59,8 @@ def polynomial_weights(
     the polynomial through `f` at the first `order` nodes; zero for the other nodes.
 
     In Newton's form, term by term: a term whose nodes are not all distinct says nothing and is left
-    out, which lowers the order where levels repeat.
+    out, which lowers the order where levels repeat; so is one whose nodes are so close beside the
+    step that it would magnify the rounding of f to the size of f, and so are those after it.
 
     Args:
       nodes: `s_j`, the first ones first; each () or (b,).
@@ -85,9 +86,11 @@ def polynomial_weights(
         among = to_columns((i <= index)[:, None] & (i != index)[None])
         gaps = gaps * jnp.where(among, (s - s[i][None])[None], 1.0)
     present = to_columns(np.tri(n, dtype=bool))
-    counts = jnp.all((gaps != 0) | ~present, axis=1) & (to_columns(index) < order[None])
-    counts = present & counts[:, None]
     integrals = jnp.sum(jnp.stack(terms) * moments[None], axis=1)
+    rounding = jnp.abs(integrals)[:, None] * jnp.finfo(gaps.dtype).eps
+    heard = (gaps != 0) & (rounding <= jnp.abs(moments[:1][None] * gaps))
+    says = jnp.cumprod(jnp.all(heard | ~present, axis=1), axis=0) > 0
+    counts = present & (says & (to_columns(index) < order[None]))[:, None]
     return jnp.sum(
         jnp.where(counts, integrals[:, None] / jnp.where(counts, gaps, 1.0), 0.0), axis=0
     )
