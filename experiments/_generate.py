@@ -31,9 +31,14 @@ def verbatim(argument: str) -> str:
 def completed(arguments: list[str]) -> list[str]:
     """The arguments as Hydra wants them: words quoted, and a path alone taken to be that of a
     published checkpoint, which wants other guidance than the model that comes with optdiff."""
+    found = []
     named = {argument.lstrip("+").partition("=")[0] for argument in arguments}
-    published = "problem.path" in named and "problem" not in named
-    return ["problem=stable_diffusion"] * published + [verbatim(a) for a in arguments]
+    for argument in arguments:
+        # With `from` the rest of the problem is the old image's.
+        if argument.startswith("problem.path=") and not {"problem", "from"} & named:
+            found.append("problem=stable_diffusion")
+        found.append(verbatim(argument))
+    return found
 
 
 def recalled(config: DictConfig) -> tuple[dict[str, Any], int | None]:

@@ -26,7 +26,7 @@ from _sweep import ConfigError
 from stable_diffusion_folder import write
 
 from optdiff import results
-from optdiff.images import read_note
+from optdiff.images import read_note, write_png
 from optdiff.problems import stable_diffusion
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -299,7 +299,7 @@ def test_a_model_of_captioned_digits_takes_prompts_of_ones_own(ask, tmp_path):
     assert apart(tmp_path / "a/001.png", tmp_path / "b/001.png") == 0
 
 
-def test_a_path_alone_is_a_published_checkpoints(ask):
+def test_a_path_alone_is_a_published_checkpoints(ask, tmp_path):
     config, _ = ask("problem.path=x", "prompt=a")
     named, _ = ask("problem=stable_diffusion", "problem.path=x", "prompt=a")
     assert config == named and config["guidance"] == [7.5]
@@ -307,6 +307,10 @@ def test_a_path_alone_is_a_published_checkpoints(ask):
     assert ours["problem"]["_target_"].endswith("captioned_digits.text_to_image")
     mine, _ = ask("problem=text_to_image", "problem.path=x", "prompt=a")
     assert mine == {**ours, "problem": {**ours["problem"], "path": "x"}}
+    note = {"config": ours, "index": None}
+    write_png(tmp_path / "a.png", np.zeros((32, 32, 3), np.uint8), note)
+    moved, _ = ask("from=a.png", "problem.path=y")
+    assert moved["problem"] == {**ours["problem"], "path": "y"}
 
 
 def test_the_size_of_an_image_is_kept_in_whole_latents(ask, tmp_path):
