@@ -4,10 +4,13 @@ BIN := .venv/bin
 # Two workers on two cores; one thread each, so that they do not fight.
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: compare test test-slow lint clean
+.PHONY: compare pretrained test test-slow lint clean
 
 compare: .venv/installed  ## The main comparison: table and figures in results/quickstart
 	$(BIN)/python experiments/evaluate.py -m experiment=quickstart
+
+pretrained: .venv/installed  ## Train the shipped model again, from nothing, into outputs/training
+	$(BIN)/python experiments/train.py -m stage=tokenizer,judge,clip,vae,unet
 
 test: lint  ## Lint and the fast tests
 	$(PYTEST) -m "not slow"

@@ -98,6 +98,7 @@ def assemble(config: dict[str, Any]) -> Any:
     rest = {"pictures": pictures} if stage == "unet" else {}
     return build(task)(
         data=build(config["data"]),
+        held_out=build(config["held_out"]),
         seed=config["seed"],
         batch=config["batch"],
         host=jax.process_index(),

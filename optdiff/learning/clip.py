@@ -55,6 +55,7 @@ def to_clip(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 def task(
     *,
     data: Callable[..., Stream],
+    held_out: Callable[..., Stream],
     config: dict[str, Any],
     tokenizer: Any,
     seed: int,
@@ -66,6 +67,7 @@ def task(
 
     Args:
       data: `data(tokenize=..., seed=..., **stream)` is a stream of images and ids.
+      held_out: likewise, of pictures to be scored on.
       config: what a `config.json` of transformers' CLIPModel holds; the vocabulary's size
         and special ids come from the tokenizer.
       tokenizer: from `optdiff.nn.clip.bpe` or a checkpoint.
@@ -77,17 +79,22 @@ def task(
     geometry = CLIPConfig.from_dict(_with_words(config, tokenizer))
     tokenize = padded(tokenizer, geometry.text.max_position_embeddings)
     clip = CLIP(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
-    alone = {"batch": 16 * CANDIDATES, "tokenize": tokenize, "telling": ("digit", "ink", "paper")}
-    held_out = data(**alone, who="held_out", seed=seed)
+    unseen = held_out(batch=16 * CANDIDATES, tokenize=tokenize, seed=seed)
 
     def scores(learned: Network) -> dict[str, float]:
-        position, shares = held_out.start, []
-        while len(shares) < scored:
-            shown, position = held_out.read(position)
+        position, shares = unseen.start, []
+        for _ in range(scored):
+            if len(shares) >= scored:
+                break
+            shown, position = unseen.read(position)
             image, text = features(learned, shown["images"], shown["ids"])
-            for chosen in sets_apart(np.asarray(shown["attributes"]), CANDIDATES):
+            # Apart by digit, ink and paper; where they are not known, by the caption itself.
+            about = shown["attributes"][:, :3] if "attributes" in shown else shown["ids"]
+            for chosen in sets_apart(np.asarray(about), CANDIDATES):
                 best = np.argmax(image[chosen] @ text[chosen].T, -1)
                 shares.append(np.mean(best == np.arange(CANDIDATES)))
+        if not shares:  # never so many captions that differ
+            return {}
         return {f"retrieval_among_{CANDIDATES}": float(np.mean(shares[:scored]))}
 
     def save(learned: Network, path: Path) -> None:
@@ -138,13 +145,13 @@ def features(
     return found.image_features, found.text_features
 
 
-def sets_apart(attributes: np.ndarray, size: int) -> list[np.ndarray]:
-    """Places of examples, in sets of `size` of which no two share digit, ink and paper."""
+def sets_apart(about: Int[np.ndarray, "b n"], size: int) -> list[Int[np.ndarray, "_"]]:
+    """Places of examples, in sets of `size` of which no two have the same row in `about`."""
     sets: list[dict[tuple, int]] = [{}]
-    for place, about in enumerate(map(tuple, attributes[:, :3].tolist())):
+    for place, key in enumerate(map(tuple, about.tolist())):
         if len(sets[-1]) == size:
             sets.append({})
-        sets[-1].setdefault(about, place)
+        sets[-1].setdefault(key, place)
     return [np.array(list(chosen.values())) for chosen in sets if len(chosen) == size]
 
 

@@ -54,6 +54,7 @@ def classification(
 def task(
     *,
     data: Callable[..., Stream],
+    held_out: Callable[..., Stream],
     config: dict[str, Any],
     seed: int,
     noise: float = 0.05,
@@ -64,7 +65,8 @@ def task(
     """The judge to learn.
 
     Args:
-      data: `data(who=..., seed=..., **stream)` is a stream of captioned digits.
+      data: `data(seed=..., **stream)` is a stream of captioned digits.
+      held_out: likewise, of pictures to be scored on.
       config: fields of `JudgeConfig`.
       seed: of the first weights and of the stream.
       noise: see `classification`.
@@ -74,10 +76,10 @@ def task(
     """
     del dtype
     geometry = JudgeConfig.from_dict(config)
-    held_out = data(batch=scored, who="held_out", seed=seed)
+    unseen = held_out(batch=scored, seed=seed)
 
     def scores(judge: Network) -> dict[str, float]:
-        shown, _ = held_out.read(held_out.start)
+        shown, _ = unseen.read(unseen.start)
         verdict = judged(judge, shown["images"])
         return {f"{k}_accuracy": v for k, v in accuracies(verdict, shown["attributes"]).items()}
 
@@ -88,7 +90,7 @@ def task(
         params=network(Judge(geometry, rngs=nnx.Rngs(seed))),
         frozen=None,
         loss=partial(classification, noise=noise),
-        stream=data(who="judge", seed=seed, **stream),
+        stream=data(seed=seed, **stream),
         scores=scores,
         pictures=None,
         save=save,

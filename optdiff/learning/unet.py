@@ -90,6 +90,7 @@ def denoising(
 def task(
     *,
     data: Callable[..., Stream],
+    held_out: Callable[..., Stream],
     config: dict[str, Any],
     vae: nnx.Module,
     clip: nnx.Module,
@@ -112,6 +113,7 @@ def task(
 
     Args:
       data: `data(tokenize=..., seed=..., **stream)` is a stream of images and ids.
+      held_out: likewise, of pictures to be scored on.
       config: fields of diffusers' UNet2DConditionModel; channels and the context's width come from
         the autoencoder and the text encoder.
       vae, clip, text_encoder, tokenizer: learned before.
@@ -144,11 +146,11 @@ def task(
         perceptual=perceptual,
         dropout=dropout,
     )
-    held_out = data(batch=scored, tokenize=tokenize, who="held_out", seed=seed)
+    unseen = held_out(batch=scored, tokenize=tokenize, seed=seed)
     measure = jax.jit(loss)
 
     def scores(learned: Network) -> dict[str, float]:
-        shown, _ = held_out.read(held_out.start)
+        shown, _ = unseen.read(unseen.start)
         return {"held_out_loss": float(measure(learned, teachers, shown, jax.random.key(0))[0])}
 
     def pipeline(learned: Network) -> Pipeline:

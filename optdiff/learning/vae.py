@@ -81,6 +81,7 @@ def perceived(
 def task(
     *,
     data: Callable[..., Stream],
+    held_out: Callable[..., Stream],
     config: dict[str, Any],
     seed: int,
     clip: nnx.Module | None = None,
@@ -95,6 +96,7 @@ def task(
 
     Args:
       data: `data(seed=..., **stream)` is a stream of images.
+      held_out: likewise, of images to be scored on.
       config: fields of diffusers' AutoencoderKL; the scaling factor is measured at the end.
       seed: of the first weights and of the stream.
       clip: learned before; needed for the perceptual term only.
@@ -107,10 +109,10 @@ def task(
         raise ValueError(f"perceptual = {perceptual}, but there is no CLIP whose features to take")
     geometry = VAEConfig.from_dict(config | {"scaling_factor": 1.0})
     vae = VAE(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
-    held_out = data(batch=scored, who="held_out", seed=seed)
+    unseen = held_out(batch=scored, seed=seed)
 
     def scores(learned: Network) -> dict[str, float]:
-        shown, _ = held_out.read(held_out.start)
+        shown, _ = unseen.read(unseen.start)
         again, latents = _rebuild(learned, shown["images"])
         return {
             "psnr": float(_psnr(again, 2.0 * shown["images"] - 1.0)),
@@ -119,13 +121,14 @@ def task(
         }
 
     def pictures(learned: Network) -> np.ndarray:
-        shown, _ = held_out.read(held_out.start)
+        shown, _ = unseen.read(unseen.start)
         images = shown["images"][:32]
         again = jnp.clip(_rebuild(learned, images)[0] / 2.0 + 0.5, 0.0, 1.0)
         return np.stack([images, again], 1).reshape(-1, *images.shape[1:])
 
     def save(learned: Network, path: Path) -> None:
-        shown, _ = data(batch=scored, seed=seed + 1).read(0)  # as the generator will see them
+        seen = data(batch=scored, seed=seed + 1)  # as the generator will see them
+        shown, _ = seen.read(seen.start)
         _, latents = _rebuild(learned, shown["images"])
         module = learned.module()
         module.config = dataclasses.replace(

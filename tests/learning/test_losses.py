@@ -149,7 +149,7 @@ def test_the_contrastive_loss_is_that_of_transformers():
 def test_sets_of_candidates_share_no_attributes():
     rng = np.random.default_rng(0)
     attributes = rng.integers(0, 5, (500, 6))
-    sets = sets_apart(attributes, 32)
+    sets = sets_apart(attributes[:, :3], 32)
     assert len(sets) >= 10
     for places in sets:
         assert len({tuple(row) for row in attributes[places, :3].tolist()}) == 32

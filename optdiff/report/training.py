@@ -1,0 +1,73 @@
+"""The curves of training runs as one figure: a panel a network, loss and the metrics that it means.
+
+This file owns panels and axes; the numbers are those of `curves.csv`, the style is `figures`'.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from optdiff.report.figures import DIM, INK, PALETTE, POINTS, svg
+
+SHOWN = {
+    "judge": ("digit", "ink", "paper"),
+    "clip": ("retrieval",),
+    "vae": ("psnr",),
+    "unet": (),
+}
+"""Columns beside the loss, by stage: shares, and decibels of the autoencoder."""
+
+TITLES = {
+    "judge": "judge: cross-entropy, share right",
+    "clip": "CLIP: contrastive loss, share of a batch found",
+    "vae": "autoencoder: loss, PSNR (dB)",
+    "unet": "UNet: denoising loss",
+}
+
+
+def training_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """Curves by stage and column as SVG: the loss on a logarithmic axis at the left of each panel,
+    what else was watched at the right.
+
+    Args:
+      curves: columns by name for each stage, `step` and `loss` among them.
+    """
+    figure = Figure(figsize=(9.6, 2.5 * -(-len(curves) // 2)), layout="constrained")
+    grid = figure.subplots(-(-len(curves) // 2), 2, squeeze=False)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_axis_off()
+    for axes, (stage, columns) in zip(grid.flat, curves.items(), strict=False):
+        _panel(axes, stage, columns)
+    return svg(figure)
+
+
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """The columns of a `curves.csv`."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def _panel(axes: Axes, stage: str, columns: Mapping[str, Sequence[float]]) -> None:
+    steps = np.asarray(columns["step"])
+    axes.set_title(TITLES.get(stage, stage), fontsize=POINTS + 1, loc="left", color=INK)
+    axes.plot(steps, columns["loss"], color=PALETTE[0], linewidth=1.6)
+    axes.set_yscale("log")
+    axes.set_xlim(0, steps[-1])
+    axes.set_xlabel("updates", fontsize=POINTS, color=DIM)
+    axes.set_ylabel("loss", fontsize=POINTS, color=PALETTE[0])
+    axes.tick_params(labelsize=POINTS - 1, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    names = [name for name in SHOWN.get(stage, ()) if name in columns]
+    if not names:
+        return
+    beside = axes.twinx()
+    beside.spines[["top", "left"]].set_visible(False)
+    beside.tick_params(labelsize=POINTS - 1)
+    for name, colour in zip(names, PALETTE[1:], strict=False):
+        beside.plot(steps, columns[name], color=colour, linewidth=1.2, label=name)
+    beside.legend(fontsize=POINTS - 1, frameon=False, loc="center right")

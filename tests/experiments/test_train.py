@@ -1,0 +1,75 @@
+"""Training by command: stages hand on what they learned, and go on where they were stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optdiff.learning.curves import read
+from optdiff.nn.checkpoint import load, load_module
+from optdiff.nn.clip.tokenizer import load_tokenizer
+
+TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
+QUICK = ("log_every=1", "watch_every=null", "batch=4")
+
+
+def train(folder, *arguments, fails=False):
+    command = [sys.executable, TRAIN, f"folder={folder}/run", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
+    train(tmp_path, "stage=tokenizer")
+    assert load_tokenizer(tmp_path / "run/tokenizer/model").model_max_length == 24
+    (tmp_path / "run" / "clip").mkdir()
+    said = train(tmp_path, "stage=unet", *QUICK, "steps=1", fails=True)
+    assert "run/clip is not finished; go on with stage=clip first" in said
+    assert "stage is one of" in train(tmp_path, "stage=unett", fails=True)
+
+
+@pytest.mark.slow
+def test_five_stages_make_a_model_that_loads(tmp_path):
+    small = [
+        "preset.judge.task.config.widths=[8,8]",
+        "+preset.judge.task.scored=16",
+        "+preset.clip.task.scored=1",
+        "preset.vae.task.config.block_out_channels=[8,8,8]",
+        "+preset.vae.task.scored=16",
+        "preset.unet.task.config.block_out_channels=[16,16]",
+        "preset.unet.task.config.attention_head_dim=2",
+        "+preset.unet.task.scored=16",
+    ]
+    stages = "stage=tokenizer,judge,clip,vae,unet"
+    train(tmp_path, "-m", stages, *QUICK, "steps=2", "watch_every=2", *small)
+    model = tmp_path / "run/unet/model"
+    pipeline = load(model)
+    assert pipeline.unet.config.block_out_channels == (16, 16)
+    assert pipeline.vae.config.scaling_factor != 1.0
+    for critic in ("clip", "judge"):
+        load_module(model / critic)
+    note = json.loads((tmp_path / "run/unet/run.json").read_text())
+    assert note["scores"]["held_out_loss"] > 0 and note["config"]["steps"] == 2
+    assert (tmp_path / "run/unet/pictures/000002.png").exists()
+
+    train(tmp_path, "stage=judge", *QUICK, "steps=4", *small)  # go on
+    assert [row["step"] for row in read(tmp_path / "run/judge/curves.csv")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_stage_alone_starts_from_the_shipped_parts_and_survives_a_kill(tmp_path):
+    arguments = ["stage=unet", "batch=8", "log_every=1", "save_every=1", "watch_every=null"]
+    command = [sys.executable, TRAIN, f"folder={tmp_path}/run", "steps=20", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    curves = tmp_path / "run/unet/curves.csv"
+    while process.poll() is None:
+        if curves.exists() and curves.read_text().count("\n") > 4:
+            process.kill()
+            break
+    assert process.wait() == -9, "it was over before it could be killed"
+    train(tmp_path, "steps=20", *arguments)
+    assert [row["step"] for row in read(curves)] == list(range(1, 21))
+    load(tmp_path / "run/unet/model")
