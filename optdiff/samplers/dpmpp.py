@@ -73,9 +73,7 @@ def dpmpp_3m(final_order: int | None = None) -> Sampler:
 
     >>> sampler = dpmpp_3m()
     """
-    if final_order is not None and final_order < 1:
-        raise ValueError(f"final_order is at least 1, or None, not {final_order}")
-    final_order = 3 if final_order is None else final_order
+    final_order = required_final_order(final_order, 3)
 
     def init(x):
         return History.empty(x, 2)
@@ -95,6 +93,20 @@ def dpmpp_3m(final_order: int | None = None) -> Sampler:
         return dx, past.but_the_oldest()
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def required_final_order(final_order: int | None, order: int) -> int:
+    """The order of the last step, by default that of the others.
+
+    Raises:
+      ValueError: if it is below 1.
+
+    >>> required_final_order(None, 3)
+    3
+    """
+    if final_order is not None and final_order < 1:
+        raise ValueError(f"final_order is at least 1, or None, not {final_order}")
+    return order if final_order is None else final_order
 
 
 _NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(8) + np.array([[1.0], [0.0]])) / 2  # on [0, 1]

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.dpmpp import exponential_moments
+from optdiff.samplers.dpmpp import exponential_moments, required_final_order
 from optdiff.samplers.multistep import History, polynomial_weights
 from optdiff.samplers.renoise import (
     ancestral_down,
@@ -67,11 +67,13 @@ def dpmpp_2m_sde(
 
     >>> sampler = dpmpp_2m_sde(eta=1.0, slope=midpoint_slope)
     """
-    return renoise(_multistep(2, 1.0 + eta, slope), power_down(eta), s_noise)
+    return renoise(_multistep(2, 1.0 + eta, slope, 2), power_down(eta), s_noise)
 
 
 def dpmpp_3m_sde(
-    eta: float | Float[Array, ""] = 1.0, s_noise: float | Float[Array, ""] = 1.0
+    eta: float | Float[Array, ""] = 1.0,
+    s_noise: float | Float[Array, ""] = 1.0,
+    final_order: int | None = None,
 ) -> Sampler:
     """k-diffusion's DPM++ 3M SDE: as `dpmpp_2m_sde` with the exact slope, and
 
@@ -81,11 +83,16 @@ def dpmpp_3m_sde(
     `f[0, 1, 2]` their second divided difference, half of its curvature, as in `dpmpp_3m`.
     Second order in distribution for that; one evaluation per step; affine.
 
-    Args: as `dpmpp_2m_sde`.
+    Args: as `dpmpp_2m_sde`, and
+      final_order: as `dpmpp_3m`. k-diffusion has 3 throughout, diffusers 2.
+
+    Raises:
+      ValueError: for a final_order below 1.
 
     >>> sampler = dpmpp_3m_sde(eta=1.0)
     """
-    return renoise(_multistep(3, 1.0 + eta, exact_slope), power_down(eta), s_noise)
+    last = required_final_order(final_order, 3)
+    return renoise(_multistep(3, 1.0 + eta, exact_slope, last), power_down(eta), s_noise)
 
 
 def dpmpp_sde(
@@ -134,19 +141,20 @@ def dpmpp_sde(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def _multistep(order: int, rate: Array | float, slope: SlopeRule) -> Sampler:
+def _multistep(order: int, rate: Array | float, slope: SlopeRule, final_order: int) -> Sampler:
     """The deterministic part, told where it ends: `rate` times as far in log SNR as the step."""
 
     def init(x):
         return History.empty(x, order - 1)
 
-    def update(eps, state, x, *, sigma, sigma_next, **unused):
+    def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
         past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
+        at_most = jnp.minimum(order, final_order + steps_left - 1)
         h = jnp.log(sigma / sigma_next) / rate
         constant, _, square = exponential_moments(h, 3, rate)
         moments = (constant, slope(h, jnp.asarray(rate)), square / 2)[:order]
         nodes = [jnp.log(sigma / level) for level in past.sigmas]
-        weights = polynomial_weights(nodes, moments, jnp.minimum(past.count, order))
+        weights = polynomial_weights(nodes, moments, jnp.minimum(past.count, at_most))
         terms = [(rate * w, field) for w, field in zip(weights, past.fields, strict=True)]
         return weighted_sum((sigma_next / sigma - 1, x), *terms), past.but_the_oldest()
 

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.dpmpp import exponential_moments
+from optdiff.samplers.dpmpp import exponential_moments, required_final_order
 from optdiff.samplers.multistep import History, polynomial_weights
 from optdiff.types import Sampler, Sigma, expand
 
@@ -38,7 +38,7 @@ def unip(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler:
 
     >>> sampler = unip(order=2)
     """
-    _require_order(order, final_order)
+    _require_order(order)
 
     def second(h):
         return -h * b(-h) / 2
@@ -74,7 +74,7 @@ def unipc(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler
 
     >>> sampler = unipc(order=2, b=bh1)
     """
-    _require_order(order, final_order)
+    _require_order(order)
 
     def second(h):
         return -h * b(-h) / 2
@@ -101,7 +101,7 @@ def exponential_adams(
     """
     # The corrector also takes back what the predictor's oldest point said.
     room = max(predictor, corrector - 1) if corrector else predictor - 1
-    final_order = predictor if final_order is None else final_order
+    final_order = required_final_order(final_order, predictor)
 
     def init(x):
         return History.empty(x, room)
@@ -154,8 +154,6 @@ def _padded(weights, before, length):
     return jnp.pad(weights, [(before, after)] + [(0, 0)] * (weights.ndim - 1))
 
 
-def _require_order(order, final_order):
+def _require_order(order):
     if order not in range(1, 4):
         raise ValueError(f"order is 1 to 3, not {order}")
-    if final_order is not None and final_order < 1:
-        raise ValueError(f"final_order is at least 1, or None, not {final_order}")

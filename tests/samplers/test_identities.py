@@ -21,6 +21,7 @@ from optdiff.samplers import (
     deis_rho,
     dpmpp_2m,
     dpmpp_3m,
+    dpmpp_3m_sde,
     eps,
     from_optimizer,
     from_transformation,
@@ -140,7 +141,8 @@ def test_plms_begins_with_heuns_step_where_the_second_level_is_given_twice(itera
 
 def test_the_last_orders_come_down_to_ddims(iterates, levels):
     """From wherever the steps before have led."""
-    for sampler in (dpmpp_3m(final_order=1), unip(3, final_order=1)):
+    lowered = (dpmpp_3m(final_order=1), dpmpp_3m_sde(0.0, final_order=1), unip(3, final_order=1))
+    for sampler in lowered:
         x = iterates(sampler, levels)
         last = iterates(ddim(), levels[-2:], x=jnp.asarray(x[-2]))
         np.testing.assert_allclose(x[-1], last[-1], rtol=1e-10, atol=1e-10)

@@ -11,6 +11,7 @@ import diffusers
 import diffusers_oracle
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from diffusers_oracle import STEPS, Case, cases, create, in_float64
@@ -26,6 +27,7 @@ from optdiff.samplers import (
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_2s,
+    dpmpp_3m,
     dpmpp_3m_sde,
     dpmpp_3s,
     dpmpp_sde,
@@ -36,6 +38,8 @@ from optdiff.samplers import (
     power_down,
     power_scale,
     renoise,
+    sa_solver,
+    unipc,
 )
 
 ALL = cases()
@@ -68,6 +72,21 @@ def vanishing_curvature(monkeypatch):
 def test_3m_sde_is_that_of_diffusers(case, parity, vanishing_curvature):
     settings = SDE | {"solver_type": "heun", "solver_order": 3}
     parity("DPMSolverMultistepScheduler", dpmpp_3m_sde(), case, noisy=True, **settings)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_3m_sde_with_lowered_last_steps_is_that_of_diffusers(case, parity, vanishing_curvature):
+    """It lowers the order of the step before the denoising in runs of fewer than 15 steps; here in
+    longer ones too."""
+
+    def options(scheduler, call, last):
+        if call == case.steps - 2:
+            scheduler.lower_order_nums = 1
+        return {}
+
+    settings = SDE | {"solver_type": "heun", "solver_order": 3, "lower_order_final": True}
+    sampler = dpmpp_3m_sde(final_order=2)
+    parity("DPMSolverMultistepScheduler", sampler, case, noisy=True, options=options, **settings)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -232,6 +251,8 @@ SECOND_ORDER = {
     "2M SDE, exact slope": dpmpp_2m_sde(slope=exact_slope),
     "2M SDE, less noise": dpmpp_2m_sde(0.5),
     "3M SDE": dpmpp_3m_sde(),
+    "3M SDE, less noise": dpmpp_3m_sde(0.5),
+    "3M SDE, last steps of lower order": dpmpp_3m_sde(final_order=1),
     "SDE": dpmpp_sde(),
     "ER-SDE-2": er_sde(2),
     "ER-SDE-3": er_sde(3),
@@ -247,7 +268,35 @@ def test_second_order_in_mean_and_covariance(name):
 
 
 @pytest.mark.slow
-def test_er_sde_without_noise_along_trajectories(keys):
+def test_3m_sde_is_of_second_order_at_its_last_but_one_step():
+    """In mean and covariance, where the last two steps are of lower order, as in the yaml; at the
+    end it is held to that above. The error of such a step, of second order too, has the other sign,
+    so that it takes more steps to see the order."""
+    sampler, missed = dpmpp_3m_sde(final_order=1), []
+
+    def one_more_to_go(*args, steps_left, **given):
+        return sampler.update(*args, steps_left=steps_left + 1, **given)
+
+    on_its_way = optax.GradientTransformationExtraArgs(sampler.init, one_more_to_go)
+    for steps in (32, 64):
+        levels = karras(SCHEDULE, steps + 1)[:-1]
+        reached = pushed(PROBLEM, on_its_way, levels)
+        np.testing.assert_allclose(reached.mean, PROBLEM.mean, rtol=1e-12)
+        exact = PROBLEM.cov + levels[-1] ** 2 * np.eye(2)
+        missed.append(np.linalg.norm(reached.cov - exact))
+    assert np.log2(missed[0] / missed[1]) == pytest.approx(2.0, abs=0.25)
+
+
+WITHOUT_NOISE = {
+    "ER-SDE-3": er_sde(3, power_scale(0.0)),
+    "3M SDE": dpmpp_3m_sde(0.0),
+    "3M SDE, last steps of lower order": dpmpp_3m_sde(0.0, final_order=1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_NOISE)
+def test_without_noise_they_are_of_second_order_along_trajectories(name, keys):
     """On a mixture, against many steps of a method of third order."""
     problem = mixture(modes=3, dim=4, stds=0.5, schedule=SCHEDULE)
     x = problem.prior(keys, jnp.array(SCHEDULE.sigma_max))
@@ -256,9 +305,15 @@ def test_er_sde_without_noise_along_trajectories(keys):
         levels = karras(SCHEDULE, steps + 1)
         return sample_scan(problem, sampler, levels, keys, x=x, finish=identity)[0]
 
-    exact, sampler = end(dpmpp_3s(), 300), er_sde(3, power_scale(0.0))
+    exact, sampler = end(dpmpp_3s(), 300), WITHOUT_NOISE[name]
     coarse, fine = (jnp.linalg.norm(end(sampler, steps) - exact) for steps in (32, 64))
     assert jnp.log2(coarse / fine) == pytest.approx(2.0, abs=0.2)
+
+
+def test_no_step_is_of_order_zero():
+    for make in (dpmpp_3m_sde, dpmpp_3m, unipc, sa_solver):
+        with pytest.raises(ValueError, match="final_order is at least 1"):
+            make(final_order=0)
 
 
 def test_there_is_no_er_sde_4():
