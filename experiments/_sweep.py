@@ -41,6 +41,14 @@ def run(main: Callable[[], Any]) -> int:
     every job is well, whatever else came between."""
     os.environ[RUN] = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:6]}"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be explained
+    try:
+        return _run(main)
+    finally:
+        while _watchers:
+            _watchers.pop().stop()
+
+
+def _run(main: Callable[[], Any]) -> int:
     code = 0
     try:
         main()

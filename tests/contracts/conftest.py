@@ -59,13 +59,11 @@ def setting():
 
 def composed(group):
     """The configurations of a group by name, but for those that wait for a file to be named."""
-    found = {}
+    names = sorted(path.stem for path in CONF.glob(f"{group}/*.yaml"))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        for path in sorted(CONF.glob(f"{group}/*.yaml")):
-            config = hydra.compose(overrides=[f"+{group}={path.stem}"])[group]
-            if not OmegaConf.missing_keys(config):
-                found[path.stem] = config
-    return found
+        # All in one: composing is mostly what Hydra adds of its own.
+        found = hydra.compose(overrides=[f"+{group}@{name}={name}" for name in names])
+    return {name: found[name] for name in names if not OmegaConf.missing_keys(found[name])}
 
 
 SAMPLERS, PROBLEMS = composed("sampler"), composed("problem")
