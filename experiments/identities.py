@@ -92,7 +92,7 @@ def table(found: dict, uniform: dict, groups: list[list[str]], others: list[str]
         worst = factors[np.argmax(np.abs(np.log(np.abs(factors))))]
         lines.append(
             f"| {' = '.join(group)} | {one.evals} | {orders(even)[-1]} | {spread} | "
-            f"{memory(one)[-1]:.2f} | {worst:.2f} |"
+            f"{memory(one)[-1]:.2f} | {round(worst, 2) + 0.0:.2f} |"  # and never -0.00
         )
     return "\n".join([*lines, "", f"Not linear, or noisy: {', '.join(others)}."])
 

@@ -21,7 +21,7 @@ from optdiff.results import write
 from optdiff.sample import evals_per_step, identity, sample, sample_keys
 
 BY_NAME = ("optdiff.samplers.from_transformation", "optdiff.samplers.from_optimizer")
-LEVELS = jnp.array([20.0, 13.0, 6.0, 2.5, 1.0, 0.3])  # no pattern, so that nothing agrees by chance
+LEVELS = jnp.array([20.0, 13.0, 6.0, 2.5, 1.0, 0.6, 0.3, 0.12])  # nothing agrees by chance
 
 HEAD = """# Samplers
 

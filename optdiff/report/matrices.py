@@ -50,9 +50,9 @@ def _draw(panel, name: str, weights: np.ndarray) -> None:
     panel.set(xticks=range(gradients), yticks=range(steps))
     panel.tick_params(labelsize=6, length=0, labelcolor=DIM, pad=2)
     panel.spines[:].set_color("#D0D0D0")
-    text = 6.5 if gradients <= 8 else 4.5
+    text, digits = (6.5, ".2f") if gradients <= 8 else (5.5, ".2g")  # as its column is wide
     for (i, j), weight in np.ndenumerate(weights):
         if abs(weight) >= 5e-3:
             colour = "white" if abs(weight) > 0.6 * STRONG else INK
             look = {"size": text, "color": colour, "ha": "center", "va": "center"}
-            panel.text(j, i, f"{weight:.2f}", **look)
+            panel.text(j, i, f"{weight:{digits}}", **look)
