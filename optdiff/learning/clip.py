@@ -17,6 +17,7 @@ from optdiff.nn.checkpoint import save_module
 from optdiff.nn.clip.config import CLIPConfig
 from optdiff.nn.clip.model import CLIP, TextEncoder
 from optdiff.nn.network import Network, network
+from optdiff.nn.tensorfile import write_json
 from optdiff.types import Batch, Stream
 
 MOST_SCALE = 100.0
@@ -99,6 +100,7 @@ def task(
 
     def save(learned: Network, path: Path) -> None:
         save_module(path, learned.module())
+        write_json(path / "preprocessor_config.json", preprocessor(geometry.vision.image_size))
 
     return Task(
         params=network(clip),
@@ -109,6 +111,17 @@ def task(
         pictures=None,
         save=save,
     )
+
+
+def preprocessor(side: int) -> dict[str, Any]:
+    """What transformers' CLIPImageProcessor must know to give the tower what `to_clip` does."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
 
 
 def padded(tokenizer: Any, length: int) -> Callable[[Sequence[str]], Int[np.ndarray, "b n"]]:
