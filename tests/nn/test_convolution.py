@@ -1,5 +1,7 @@
 """convolve and upsample_convolve: every way of computing them, against PyTorch in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def draw(shape, kernel, seed=0):
 def in_torch(x, kernel, stride=1, padding=(0, 0)):
     before, after = padding
     x = pad(torch.tensor(x).permute(0, 3, 1, 2), (before, after, before, after))
-    return conv2d(x, torch.tensor(kernel).permute(3, 2, 0, 1), stride=stride).permute(0, 2, 3, 1)
+    return conv2d(x, torch.as_tensor(kernel).permute(3, 2, 0, 1), stride=stride).permute(0, 2, 3, 1)
 
 
 def doubled(x):
@@ -68,8 +70,39 @@ def test_windows_in_a_row_are_the_convolution(size, stride, padding, height, wid
 @pytest.mark.parametrize("height, width", [(1, 1), (4, 3), (5, 8)])
 def test_upsampling_folds_into_the_kernel(height, width):
     x, kernel = draw((2, height, width, 3), (3, 3, 3, 5))
-    out = jax.jit(convolution._folded)(jnp.asarray(x), jnp.asarray(kernel))
+    out = jax.jit(convolution._quickly_folded)(jnp.asarray(x), jnp.asarray(kernel))
     assert relative(out, in_torch(doubled(x), kernel, padding=(1, 1))) < 1e-14
+
+
+@pytest.mark.parametrize("size, padding", [(3, (1, 1)), (3, (0, 1)), (1, (0, 0)), (5, (2, 2))])
+@pytest.mark.parametrize("at_once", [1, 80, 10**6])
+def test_the_gradient_of_a_kernel_row_by_row(size, padding, at_once, monkeypatch):
+    """Some images at a time and all of them: its transpose is the convolution, to rounding."""
+    x, kernel = draw((6, 5, 7, 3), (size, size, 3, 4))
+    monkeypatch.setattr(convolution, "GRADIENT_ROWS", at_once)
+
+    rows = functools.partial(convolution._by_rows, jnp.asarray(x), padding=(padding, padding))
+    gradient = jax.jit(lambda g: jax.linear_transpose(rows, kernel)(g)[0])
+
+    weights = torch.tensor(kernel).requires_grad_()
+    out = in_torch(x, weights, padding=padding)
+    g = np.random.default_rng(1).normal(size=out.shape)
+    (out * torch.tensor(g)).sum().backward()
+    assert relative(gradient(g), weights.grad) < 1e-14
+    assert relative(rows(jnp.asarray(kernel)), out.detach()) < 1e-14
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+def test_what_is_not_differentiated_costs_nothing(argument):
+    x, kernel = (jnp.asarray(a) for a in draw((1, 5, 4, 3), (3, 3, 3, 2)))
+    called = []
+
+    def told(name):
+        return lambda x, kernel: called.append(name) or convolution._same_3x3(x, kernel)
+
+    function = convolution._bilinear(told("value"), told("along x"), told("along kernel"))
+    jax.grad(lambda *args: function(*args).sum(), argument)(x, kernel)
+    assert set(called) == {"value", ("along x", "along kernel")[argument]}
 
 
 @pytest.mark.parametrize("function", [
@@ -102,6 +135,7 @@ def test_small_images_cost_no_digits():
 
 
 WAYS = {
+    "by rows": convolution._ordinary((1, 1)),
     "winograd": convolution._fast_3x3,
     "folded": convolution._fast_upsampled,
     "side by side": convolution._small(2, (0, 1)),

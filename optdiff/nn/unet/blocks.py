@@ -6,13 +6,22 @@ This file owns how residual blocks and transformers alternate. What the autoenco
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from optdiff.nn.attention import attention
-from optdiff.nn.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
-from optdiff.nn.linear import Linear
+from optdiff.nn.layers import (
+    ACTIVATIONS,
+    Conv,
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    Upsample,
+    gelu,
+)
+from optdiff.nn.linear import Linear, product
 from optdiff.nn.unet.config import UNetConfig
 
 Image = Float[Array, "b h w c"]
@@ -53,8 +62,24 @@ class FeedForward(nnx.Module):
         self.proj_out = Linear(4 * width, width, rngs=rngs, **types)
 
     def __call__(self, x: Tokens) -> Tokens:
-        value, gate = jnp.split(self.proj_in(x), 2, -1)
-        return self.proj_out(value * nnx.gelu(gate, approximate=False))
+        kernel, bias = self.proj_in.kernel[...], self.proj_in.bias[...]
+        dtype = self.proj_in.dtype or jnp.result_type(x, kernel)
+        given = x.astype(dtype), kernel.astype(dtype), bias.astype(dtype)
+        if x.shape[0] * x.shape[1] < 2 * x.shape[2]:  # then the kernel weighs more than what passes
+            return self.proj_out(_gated(*given))
+        h = jax.lax.platform_dependent(*given, cpu=_gated_apart, default=_gated)
+        return self.proj_out(h)
+
+
+def _gated(x: Array, kernel: Array, bias: Array) -> Array:
+    value, gate = jnp.split(product(x, kernel) + bias[None, None], 2, -1)
+    return value * gelu(gate)
+
+
+def _gated_apart(x: Array, kernel: Array, bias: Array) -> Array:
+    """The same by two products, so that no gradient of their union has to be put together."""
+    (value, gate), (shift, lift) = jnp.split(kernel, 2, -1), jnp.split(bias[None, None], 2, -1)
+    return (product(x, value) + shift) * gelu(product(x, gate) + lift)
 
 
 class TransformerBlock(nnx.Module):
