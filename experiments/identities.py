@@ -23,7 +23,7 @@ from optdiff.analysis.coefficients import (
     orders,
 )
 from optdiff.noise import variance_exploding
-from optdiff.report.figures import svg
+from optdiff.report.frames import svg
 from optdiff.report.matrices import matrices
 from optdiff.results import write
 

@@ -15,6 +15,7 @@ from matplotlib.image import imsave
 from optdiff.provenance import source_digest
 from optdiff.report import figures, pictures, table
 from optdiff.report.cells import Board, boards
+from optdiff.report.frames import svg
 from optdiff.results import load, load_artifact, write
 
 __all__ = ["report"]
@@ -51,13 +52,13 @@ def report(study: str | Path, *, primary: str | None = None, source: str | None 
     files = {
         "table.md": (head + rest).encode(),
         "table.csv": table.tidy(found).encode(),
-        "figure.svg": figures.svg(figures.quality(found)),
+        "figure.svg": svg(figures.quality(found)),
     }
     if shown := [picture for board in found if (picture := _samples(study, board)) is not None]:
         files["samples.png"] = _png(pictures.stack(shown))
     traces = {board.problem: traced for board in found if (traced := _traces(study, board))}
     if traces:
-        files["diagnostics.svg"] = figures.svg(figures.diagnostics(found, traces))
+        files["diagnostics.svg"] = svg(figures.diagnostics(found, traces))
     write(study, files)
     return head
 

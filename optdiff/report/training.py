@@ -1,6 +1,6 @@
 """The curves of training runs as one figure: a panel a network, loss and the metrics that it means.
 
-This file owns panels and axes; the numbers are those of `curves.csv`, the style is `figures`'.
+This file owns panels and axes; the numbers are those of `curves.csv`, the style is `frames`'.
 """
 
 import csv
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optdiff.report.figures import DIM, INK, PALETTE, POINTS, svg
+from optdiff.report.frames import DIM, INK, PALETTE, POINTS, svg
 
 SHOWN = {
     "judge": ("digit", "ink", "paper"),

@@ -7,43 +7,13 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
+from readable import assert_readable, names_of
 from report_rows import job
 
-from optdiff.report import _traces, figures, pictures, report
-from optdiff.report.cells import boards
+from optdiff.report import _traces, figures, frames, pictures, report
+from optdiff.report.cells import Board, boards
 from optdiff.results import append, load, load_artifact
-
-
-def names_of(axes):
-    """The texts beside the frame of a panel, which name its lines."""
-    return {text.get_text(): text for text in axes.texts if text.get_position()[0] > 1}
-
-
-def assert_readable(figure):
-    """No two texts of a figure overlap, and all lie within it."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    texts = []
-    for axes in figure.axes:
-        texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
-        for axis, place in ((axes.xaxis, 0), (axes.yaxis, 1)):  # ticks beyond limits are not drawn
-            low, high = sorted(axis.get_view_interval())
-            texts += [t for t in axis.get_ticklabels() if low <= t.get_position()[place] <= high]
-    boxes = {t: t.get_window_extent(renderer) for t in texts if t.get_visible() and t.get_text()}
-    page = figure.bbox
-    for text, box in boxes.items():
-        assert page.x0 <= box.x0 and box.x1 <= page.x1, text
-        assert page.y0 <= box.y0 and box.y1 <= page.y1, text
-    for (a, one), (b, other) in itertools.combinations(boxes.items(), 2):
-        assert not (
-            one.x0 < other.x1 - 1
-            and other.x0 < one.x1 - 1
-            and one.y0 < other.y1 - 1
-            and other.y0 < one.y1 - 1
-        ), (a, b)
 
 
 @pytest.mark.parametrize("count", [2, 6, 14])
@@ -131,17 +101,17 @@ def test_what_diverged_does_not_flatten_the_others(tmp_path):
 @given(st.lists(st.floats(-50, 150), min_size=1, max_size=15))
 @settings(deadline=None)
 def test_spread_keeps_order_distance_and_bounds(wanted):
-    placed = figures.spread(np.array(wanted), 5.0, 0.0, 100.0)
+    placed = frames.spread(np.array(wanted), 5.0, 0.0, 100.0)
     order = np.argsort(wanted, kind="stable")
     assert (np.diff(placed[order]) >= 5.0 - 1e-9).all()
     assert placed.min() >= -1e-9 and placed.max() <= 100 + 1e-9
-    again = figures.spread(placed, 5.0 - 1e-6, 0.0, 100.0)  # what is apart stays where it is
+    again = frames.spread(placed, 5.0 - 1e-6, 0.0, 100.0)  # what is apart stays where it is
     np.testing.assert_allclose(again, placed, atol=1e-4)
 
 
 def test_spread_moves_as_little_as_it_can():
     wanted = np.array([3.0, 3.5, 3.6, 9.0, 9.1])
-    placed = figures.spread(wanted, 1.0, 0.0, 20.0)
+    placed = frames.spread(wanted, 1.0, 0.0, 20.0)
     order = {"type": "ineq", "fun": lambda heights: np.diff(heights) - 1.0}
     best = scipy.optimize.minimize(
         lambda heights: ((heights - wanted) ** 2).sum(), np.arange(5.0) * 3, constraints=order
@@ -211,6 +181,23 @@ def test_all_kinds_of_samples_are_shown(tmp_path, shape):
     report(tmp_path)
     picture = imread(tmp_path / "samples.png")
     assert picture.shape[1] < 1000 and (picture < 0.9).any()
+
+
+def test_of_many_traces_the_best_are_named():
+    draw, count = np.random.default_rng(0), figures.MANY + 5
+    of_method = {
+        f"m{i:02}": {name: draw.uniform(0.1, 0.9, (4, 3)) for name, _ in figures.TRACES}
+        | {"sigma": np.geomspace(80, 0.1, 4)}
+        for i in range(count)
+    }
+    board = Board("p", [], [], list(of_method), [], [], [], {}, {})
+    figure = figures.diagnostics([board], {"p": (8, of_method)})
+    assert_readable(figure)
+    best = set(list(of_method)[: len(frames.PALETTE)])
+    for axes in figure.axes:
+        assert set(names_of(axes)) == best
+        assert sum(len(line.get_xdata()) == 4 for line in axes.lines) == count
+        assert any("are named" in text.get_text() for text in axes.texts)
 
 
 def test_a_single_step_has_no_cosine_and_is_drawn_all_the_same(tmp_path):

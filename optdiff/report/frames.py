@@ -1,0 +1,231 @@
+"""What the figures of a report share: colours, a page of panels, titles, scales, names of lines.
+
+The palette is that of Okabe and Ito, safe for the colour-blind. What is drawn into the panels is
+the business of `figures` and `dots`.
+"""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from optdiff.report.cells import Board
+from optdiff.report.reading import higher_is_better
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY, DIM, INK = "#A8A8A8", "#707070", "#222222"
+MARKERS = "osD^vPX*<>phd8"
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+WIDTH, LEFT, TOP, BOTTOM = 9.6, 0.75, 0.6, 0.55  # inches
+POINTS = 8.5  # size of text
+LINE = 1.25 * POINTS / 72  # inches from one name to the next
+
+
+class Style(NamedTuple):
+    """How a method is drawn, the same in every panel."""
+
+    colour: str
+    text: str | tuple
+    marker: str
+    dashes: str | tuple
+    order: float
+
+
+class End(NamedTuple):
+    """The right end of a line, in data coordinates, and the name to write beside it."""
+
+    name: str
+    x: float
+    y: float
+    colour: str
+    text: str | tuple
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes each time; text as paths, so fonts do not matter."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "optdiff", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def styles(board_list: Sequence[Board]) -> dict[str, Style]:
+    """Colours for the methods that rank best on the first problem; greys with dashes for others."""
+    methods = dict.fromkeys(method for board in board_list for method in board.methods)
+    found = {}
+    for i, method in enumerate(methods):
+        marker = MARKERS[i % len(MARKERS)]
+        if i < len(PALETTE):
+            dark = tuple(0.8 * part for part in to_rgb(PALETTE[i]))  # thin letters look pale
+            found[method] = Style(PALETTE[i], dark, marker, "-", 3 - i / 100)
+        else:
+            found[method] = Style(GREY, DIM, marker, DASHES[i % len(DASHES)], 2 - i / 100)
+    return found
+
+
+def spread(
+    wanted: Float[np.ndarray, "n"], gap: float, low: float, high: float
+) -> Float[np.ndarray, "n"]:
+    """Move heights as little as possible (least squares) to be `gap` apart within [low, high].
+
+    In sorted order `wanted - gap * rank` must not decrease: isotonic regression, by pooling.
+
+    >>> spread(np.array([0.0, 0.0, 5.0]), 1.0, -1.0, 9.0)
+    array([-0.5,  0.5,  5. ])
+    """
+    order = np.argsort(wanted, kind="stable")
+    pools = []
+    for rank, height in enumerate(wanted[order]):
+        pools.append([height - gap * rank, 1])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, m), (b, n) = pools[-2:]
+            pools[-2:] = [[(a * m + b * n) / (m + n), m + n]]
+    flat = np.concatenate([np.full(count, value) for value, count in pools] or [np.zeros(0)])
+    steps = gap * np.arange(len(wanted))
+    placed = np.empty(len(wanted))
+    placed[order] = np.clip(flat, low, max(low, high - gap * (len(wanted) - 1))) + steps
+    return placed
+
+
+def page(heights: Sequence[float]) -> tuple[Figure, list[tuple[float, float]]]:
+    """A figure that holds rows of panels of these heights, and each row's (bottom, height)."""
+    total = sum(height + TOP + BOTTOM for height in heights) or 1.0
+    slots, top = [], total
+    for height in heights:
+        top -= height + TOP + BOTTOM
+        slots.append((top + BOTTOM, height))
+    return Figure(figsize=(WIDTH, total), facecolor="white"), slots
+
+
+def panel(
+    figure: Figure, slot: tuple[float, float], column: int, abreast: int, room: float
+) -> Axes:
+    """One panel at a place in inches, with room for names on its right."""
+    width, height = figure.get_size_inches()
+    bottom, tall = slot
+    left = column * WIDTH / abreast + LEFT
+    box = (left / width, bottom / height, (WIDTH / abreast - LEFT - room) / width, tall / height)
+    return dress(figure.add_axes(box))
+
+
+def dress(axes: Axes) -> Axes:
+    """Axes as all of ours look."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(DIM)
+    axes.tick_params(labelsize=POINTS, color=DIM, labelcolor=INK, which="both")
+    axes.grid(axis="y", color="#E8E8E8", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_size(POINTS)
+    axes.yaxis.label.set_size(POINTS)
+    return axes
+
+
+class Scale(NamedTuple):
+    """How values of a metric are laid out: `kind` is that of Matplotlib, `linear_within` of symlog,
+    `note` what a reader must know of it."""
+
+    kind: str
+    low: float
+    high: float
+    linear_within: float | None = None
+    note: tuple[str, ...] = ()
+
+    def put_on(self, axes: Axes, name: str) -> None:
+        """On the axis of this name, `x` or `y`."""
+        axis: Axis = getattr(axes, f"{name}axis")
+        settings = {} if self.linear_within is None else {"linthresh": self.linear_within}
+        getattr(axes, f"set_{name}scale")(self.kind, **settings)
+        getattr(axes, f"set_{name}lim")(self.low, self.high)
+        if self.kind == "log":
+            log_ticks(axis)
+        elif self.kind == "symlog":
+            axis.set_minor_locator(NullLocator())
+            if name == "x":  # where labels stand beside each other
+                axis.get_major_locator().set_params(numticks=4)
+
+
+def scale_of(
+    metric: str,
+    means: Float[np.ndarray, "n"],
+    lows: Float[np.ndarray, "n"],
+    highs: Float[np.ndarray, "n"],
+    floor: Float[np.ndarray, "k"],
+) -> Scale:
+    """Logarithmic, but for metrics that count a share of samples (linear) and for those whose
+    intervals reach zero (symlog). What diverged is left beyond the end."""
+    shown = np.concatenate([means, highs, floor])
+    if higher_is_better(metric):
+        room = 0.06 * max(np.ptp(shown), 0.1)
+        return Scale("linear", min(shown.min(), lows.min()) - room, shown.max() + room)
+    lowest = min(means.min(), lows.min(), highs.min())
+    if lowest <= 0:  # noise about zero, whose size the negative ends tell
+        smallest = abs(means[means != 0]).min(initial=np.inf)
+        noise = -lowest if lowest < 0 else smallest
+        threshold = 10.0 ** np.round(np.log10(noise)) if np.isfinite(noise) else 1.0
+        low = 1.5 * min(lowest, floor.min(initial=0.0), -threshold / 15)
+        note = (f"linear within ±{threshold:.0e}",)
+        return Scale("symlog", low, 1.5 * max(shown.max(), threshold), threshold, note)
+    note = ("real vs real is below 0",) if len(floor) and floor.mean() <= 0 else ()
+    positive = np.concatenate([shown, lows[lows > means.min() / 3]])
+    positive = positive[positive > 0]
+    top = positive.max()
+    if top > 1e3 * np.median(means):
+        top = 30 * np.median(means)
+        note = (*note, "what rises above the frame has diverged")
+    room = max((top / positive.min()) ** 0.05, 1.05)
+    return Scale("log", positive.min() / room, top * room, note=note)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis in plain decimals, 1-2-5 where there is room for them."""
+    low, high = axis.get_view_interval()
+    room = 300 if axis.axis_name == "y" else 20
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < room else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def title(axes: Axes, title: str, subtitle: str, remark: str = "") -> None:
+    """A heading at the left, what to know of it in small grey below."""
+    small = POINTS - 1
+    room = 72 * (axes.bbox.width / axes.figure.dpi + margin([]))  # points
+    columns = int(room / (0.55 * small))
+    lines = [*textwrap.wrap(subtitle, columns), *textwrap.wrap(remark, columns)]
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    top = 7 + 1.2 * small * (len(lines) - 1)
+    axes.annotate(title, (0, 1), (0, top + 12), weight="bold", size=POINTS + 1, color=INK, **place)
+    for i, line in enumerate(lines):
+        axes.annotate(line, (0, 1), (0, top - 1.2 * small * i), size=small, color=DIM, **place)
+
+
+def margin(names: Sequence[str]) -> float:
+    """Inches to leave on the right of a panel for the names of its lines."""
+    longest = max((len(name) for name in (*names, "real vs real")), default=0)
+    return 0.35 + longest * 0.6 * POINTS / 72
+
+
+def name_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Write each line's name at the right of the panel, near the line's end and off each other."""
+    if not ends:
+        return
+    frame, dots = axes.bbox, axes.figure.dpi
+    reach = axes.transData.transform([(end.x, end.y) for end in ends])
+    reach[:, 1] = np.clip(reach[:, 1], frame.y0, frame.y1)
+    heights = spread(reach[:, 1], LINE * dots, frame.y0 + 2, frame.y1 - 2)
+    plain = {"transform": axes.transAxes, "clip_on": False}
+    for end, (x, y), height in zip(ends, reach, heights, strict=True):
+        x, y = (x - frame.x0) / frame.width, (y - frame.y0) / frame.height
+        height = (height - frame.y0) / frame.height
+        start, text = x + 5 / frame.width, 1 + 0.24 * dots / frame.width
+        lead = [start, 1 + 0.2 * dots / frame.width]
+        axes.plot(lead, [y, height], color=end.colour, lw=0.6, **plain)
+        axes.text(text, height, end.name, size=POINTS, color=end.text, va="center", **plain)
