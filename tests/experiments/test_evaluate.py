@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 
 from optdiff import results
 
@@ -38,6 +40,8 @@ def evaluate(tmp_path, monkeypatch, capsys):
     """`evaluate(*arguments)` is what `command` does, without the start of a process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
+    # Hydra looks for plugins once a process, and may have done so where ours could not be seen.
+    monkeypatch.delitem(Singleton._instances, Plugins, raising=False)
     for name in ("OPTDIFF_RUN", "HYDRA_FULL_ERROR"):
         monkeypatch.setenv(name, "")  # the script sets them; here that is undone
 
