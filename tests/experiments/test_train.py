@@ -16,7 +16,7 @@ QUICK = ("log_every=1", "watch_every=null", "batch=4")
 
 
 def train(folder, *arguments, fails=False):
-    command = [sys.executable, TRAIN, f"folder={folder}/run", *arguments]
+    command = [sys.executable, TRAIN, *arguments, f"folder={folder}/run"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -44,7 +44,7 @@ def test_five_stages_make_a_model_that_loads(tmp_path):
         "+preset.unet.task.scored=16",
     ]
     stages = "stage=tokenizer,judge,clip,vae,unet"
-    train(tmp_path, "-m", stages, *QUICK, "steps=2", "watch_every=2", *small)
+    train(tmp_path, "-m", stages, "log_every=1", "batch=4", "steps=2", "watch_every=2", *small)
     model = tmp_path / "run/unet/model"
     pipeline = load(model)
     assert pipeline.unet.config.block_out_channels == (16, 16)
