@@ -29,6 +29,7 @@ def captioned_digits(
     held_out: bool = False,
     side: int = SIDE,
     telling: Sequence[str] = (),
+    alike: int = 1,
     tokenize: Tokenize | None = None,
     host: int = 0,
     hosts: int = 1,
@@ -42,6 +43,8 @@ def captioned_digits(
       held_out: show the combinations, and use the templates, that nothing learns from.
       side: height and width of the images in pixels.
       telling: attributes that every caption must tell, such as digit, ink and paper.
+      alike: so many examples in a row share ink and paper, and other things must tell them apart:
+        hard negatives for a contrastive loss (arXiv 2010.04592).
       tokenize: makes ids of captions; without it there are none in the batch.
       host, hosts: which share of every batch this process reads.
 
@@ -68,7 +71,9 @@ def captioned_digits(
 
     def read(position: int) -> tuple[Batch, int]:
         indices = position + share * host + np.arange(share)
-        attributes, words, keys = _choices(root, indices, held_out, len(templates))
+        attributes, words, keys = _choices(
+            root, indices, held_out, alike, len(templates)
+        )
         shown = Attributes(*(np.asarray(values) for values in attributes))
         images = render(jax.device_put(keys, device), shown, ink, side)
         examples: dict[str, Any] = {"images": images, "attributes": np.stack(shown, -1)}
@@ -79,12 +84,17 @@ def captioned_digits(
     return Stream(0, read)
 
 
-@partial(jax.jit, static_argnames=("held_out", "templates"))
-def _choices(root: Key[Array, ""], indices: Int[Array, "b"], held_out: bool, templates: int):
+@partial(jax.jit, static_argnames=("held_out", "alike", "templates"))
+def _choices(
+    root: Key[Array, ""], indices: Int[Array, "b"], held_out: bool, alike: int, templates: int
+):
     """Attributes of examples, which of the templates tells them, and the keys of their pictures."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, indices)
-    attribute_keys, picture_keys, word_keys = jax.vmap(
-        lambda key: jax.random.split(key, 3), out_axes=1
-    )(keys)
+
+    def split(indices):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, indices)
+        return jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+
+    attribute_keys, picture_keys, word_keys = split(indices)
     words = jax.vmap(lambda key: jax.random.randint(key, (), 0, templates))(word_keys)
-    return draw(attribute_keys, held_out), words, picture_keys
+    colours = split(indices - indices % alike)[0] if alike > 1 else None
+    return draw(attribute_keys, held_out, colours), words, picture_keys

@@ -97,12 +97,13 @@ def combinations(held_out: bool) -> Int[np.ndarray, "n 3"]:
 
 
 @partial(jax.jit, static_argnames="held_out")
-def draw(keys: Keys, held_out: bool = False) -> Attributes:
+def draw(keys: Keys, held_out: bool = False, colours: Keys | None = None) -> Attributes:
     """Attributes of a picture for each key, each combination as likely as the next.
 
     Args:
       keys: (b,).
       held_out: draw from the combinations that nothing learns from.
+      colours: (b,). Those whose key is the same share ink and paper. By default, nobody shares.
 
     Returns:
       Attributes of (b,) integers.
@@ -112,13 +113,20 @@ def draw(keys: Keys, held_out: bool = False) -> Attributes:
     """
     table = jnp.asarray(combinations(held_out))
 
-    def one(key):
+    def combination(key):
+        return table[jax.random.randint(jax.random.split(key, 4)[0], (), 0, len(table))]
+
+    def one(key, colour):
         which, size, row, column = jax.random.split(key, 4)
-        digit, ink, paper = table[jax.random.randint(which, (), 0, len(table))]
+        digit, ink, paper = combination(key)
+        if colour is not None:
+            _, ink, paper = combination(colour)
+            fit = (table[:, 1] == ink) & (table[:, 2] == paper)
+            digit = jax.random.choice(which, table[:, 0], p=fit / fit.sum())
         place = [jax.random.randint(k, (), 0, 3) for k in (size, row, column)]
         return Attributes(digit, ink, paper, *place)
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one, (0, None if colours is None else 0))(keys, colours)
 
 
 @partial(jax.jit, static_argnames="side")

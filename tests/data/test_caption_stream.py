@@ -33,6 +33,17 @@ def test_an_example_does_not_depend_on_its_batch_or_on_the_hosts():
         np.testing.assert_allclose(np.concatenate([s[name] for s in shares]), values, atol=1e-6)
 
 
+def test_neighbours_share_their_colours_when_they_shall_be_alike():
+    whole, _ = read(captioned_digits(batch=64, alike=8), batches=8)
+    about = whole["attributes"].reshape(64, 8, -1)
+    assert (about[..., 1:3] == about[:, :1, 1:3]).all()
+    assert len(np.unique(about[:, 0, 1:3], axis=0)) > 20  # of 56 pairs
+    assert set(map(tuple, whole["attributes"][:, :3])) <= set(map(tuple, combinations(False)))
+    assert np.bincount(whole["attributes"][:, 0], minlength=10).min() > 20  # of 51 expected
+    parts, _ = read(captioned_digits(batch=4, alike=8), batches=2)
+    np.testing.assert_array_equal(parts["attributes"], whole["attributes"][:8])
+
+
 def test_to_go_on_is_to_read_from_a_position_that_was_kept():
     whole, _ = read(captioned_digits(batch=4), batches=2)
     stream = captioned_digits(batch=4)
