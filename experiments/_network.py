@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 class Result(NamedTuple):
-    """What one side took for a part: medians of its calls, and the most memory held."""
+    """What one side took for a part: medians of its calls, the most memory held, all it told."""
 
     by: str
     seconds: float
@@ -28,11 +28,12 @@ class Result(NamedTuple):
     ratio: float | None = None
     first: float = 0.0
     rate: float = 0.0
+    facts: dict[str, Any] | None = None
 
 
 def network(config: dict[str, Any]) -> None:
     """Print what each part takes here and, where it is installed, in PyTorch."""
-    missing = [name for name in ("torch", "diffusers", "transformers") if not find_spec(name)]
+    missing = not_installed()
     variants = [] if missing else config["torch"]
     job = {name: config[name] for name in ("batch", "dtype", "steps")}
     job["geometry"] = config["size"]
@@ -41,13 +42,13 @@ def network(config: dict[str, Any]) -> None:
         ours = Side("_network_optdiff.py", job | {"part": part})
         if not best:
             print(f"{config['size']['name']}, batch {config['batch']}, {ours.facts['machine']}\n")
-            print(_row(COLUMNS), _row("---" for _ in COLUMNS), sep="\n", flush=True)
+            print(row(COLUMNS), row("---" for _ in COLUMNS), sep="\n", flush=True)
         results = compare(ours, variants, job | {"part": part}, config["repeats"])
         ours.end()
         rate = max(result.rate for result in results)  # the device's, by whoever reaches it
         for result in results:
-            print(_row(_cells(part, result, ours.facts["flops"], rate)), flush=True)
-        best[part] = results[0], min(results[1:], key=lambda r: r.seconds, default=None)
+            print(row(_cells(part, result, ours.facts["flops"], rate)), flush=True)
+        best[part] = results[0], best_of(results)
     print()
     for part, (ours, theirs) in best.items():
         if theirs:
@@ -61,12 +62,28 @@ def network(config: dict[str, Any]) -> None:
         print(f"optdiff alone: not installed: {', '.join(missing)}")
 
 
-def compare(ours: Side, variants: list[str], job: dict[str, Any], repeats: int) -> list[Result]:
+def not_installed() -> list[str]:
+    """What PyTorch's side needs and is not there."""
+    return [name for name in ("torch", "diffusers", "transformers") if not find_spec(name)]
+
+
+def best_of(results: list[Result]) -> Result | None:
+    """The fastest of PyTorch's variants, if any ran."""
+    return min(results[1:], key=lambda result: result.seconds, default=None)
+
+
+def compare(
+    ours: Side,
+    variants: list[str],
+    job: dict[str, Any],
+    repeats: int,
+    script: str = "_network_torch.py",
+) -> list[Result]:
     """Our result, and those of PyTorch's variants, which in turn alternate with us by the call."""
     theirs = []
     for variant in variants:
         try:
-            side = Side("_network_torch.py", job | {"variant": variant})
+            side = Side(script, job | {"variant": variant})
             ratio = median(ours.run() / side.run() for _ in range(repeats))
         except Ended:
             print(f"{variant} did not run", flush=True)
@@ -80,7 +97,7 @@ def compare(ours: Side, variants: list[str], job: dict[str, Any], repeats: int) 
 
 def _result(by: str, side: Side, ratio: float | None) -> Result:
     told = {name: side.facts[name] for name in ("peak", "ever", "first", "rate")}
-    return Result(by, median(side.seconds), ratio=ratio, **told)
+    return Result(by, median(side.seconds), ratio=ratio, **told, facts=side.facts)
 
 
 def _print_image(best: dict[str, tuple[Result, Result | None]], steps: int, batch: int) -> None:
@@ -108,5 +125,6 @@ def _cells(part: str, result: Result, flops: float, rate: float) -> Iterable[str
     )  # fmt: skip
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """A line of a table."""
     return "| " + " | ".join(cells) + " |"

@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 STATUS, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -20,13 +21,13 @@ class Work(NamedTuple):
 
     Attributes:
       call: does the work and waits for it.
-      rate: FLOP/s of a large matrix product.
+      rate: FLOP/s of a large matrix product; by default 0, for who does not ask.
       facts: whatever else there is to tell, asked for after the first call.
       peak: bytes held at most on an accelerator; by default what the process held.
     """
 
     call: Callable[[], Any]
-    rate: Callable[[], float]
+    rate: Callable[[], float] = float
     facts: Callable[[], dict[str, Any]] = dict
     peak: Callable[[], float] | None = None
 
@@ -80,14 +81,9 @@ def serve(prepare: Callable[[dict[str, Any]], Work]) -> None:
     def answer(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
 
-    def timed() -> float:
-        began = time.perf_counter()
-        work.call()
-        return time.perf_counter() - began
-
     work = prepare(json.loads(sys.argv[1]))
     peak = work.peak or resident_peak
-    first, ever = timed(), peak()
+    first, ever = timed(work.call), peak()
     answer(first=first, ever=ever, rate=work.rate(), **work.facts())
     gc.collect()
     if FORGET_PEAK.exists():
@@ -95,7 +91,20 @@ def serve(prepare: Callable[[dict[str, Any]], Work]) -> None:
             ctypes.CDLL(None).malloc_trim(0)
         FORGET_PEAK.write_text("5")
     for _ in sys.stdin:
-        answer(seconds=timed(), peak=peak())
+        answer(seconds=timed(work.call), peak=peak())
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call, all of them in turns; their first, which compile, left out."""
+    rounds = [{name: timed(call) for name, call in calls.items()} for _ in range(repeats + 1)]
+    return {name: median(each[name] for each in rounds[1:]) for name in calls}
 
 
 def resident_peak() -> float:

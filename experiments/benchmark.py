@@ -2,6 +2,7 @@
 
 python experiments/benchmark.py sweep
 python experiments/benchmark.py network size=sd15 batch=1
+python experiments/benchmark.py training
 python experiments/benchmark.py many
 """
 
@@ -16,6 +17,7 @@ import hydra
 from _many import many, seconds
 from _network import network
 from _sweep import build
+from _training import training
 from omegaconf import DictConfig, OmegaConf
 
 from optdiff.analysis import evaluation
@@ -83,6 +85,7 @@ if __name__ == "__main__":
     benchmarks = {  # each with where its configuration is
         "sweep": (sweep, "../conf", "benchmark/sweep"),
         "network": (network, "../conf/benchmark", "network"),
+        "training": (training, "../conf", "benchmark/training"),
         "many": (many, "../conf/benchmark", "many"),
     }
     names = [name for name in sys.argv[1:2] if name in benchmarks]
