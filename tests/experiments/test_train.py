@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from optdiff.data.caption_stream import captioned_digits
+from optdiff.images import to_pixels
 from optdiff.learning.curves import read
 from optdiff.nn.checkpoint import load, load_module
 from optdiff.nn.clip.tokenizer import load_tokenizer
@@ -57,6 +60,20 @@ def test_five_stages_make_a_model_that_loads(tmp_path):
 
     train(tmp_path, "stage=judge", *QUICK, "steps=4", *small)  # go on
     assert [row["step"] for row in read(tmp_path / "run/judge/curves.csv")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_folder_of_ones_own_images_trains_with_the_same_loop(tmp_path):
+    batch, _ = captioned_digits(batch=12).read(0)
+    rows = []
+    for i, image in enumerate(to_pixels(batch["images"])):
+        Image.fromarray(image).resize((40, 48)).save(tmp_path / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"my picture, number {i}"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["data=image_folder", f"data.path={tmp_path}", f"held_out.path={tmp_path}"]
+    train(tmp_path, "stage=clip", *QUICK, "steps=2", *data, "+preset.clip.task.scored=1")
+    assert [row["step"] for row in read(tmp_path / "run/clip/curves.csv")] == [1, 2]
+    assert load_module(tmp_path / "run/clip/model").config.vision.image_size == 32
 
 
 @pytest.mark.slow
