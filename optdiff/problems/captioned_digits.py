@@ -144,7 +144,7 @@ def text_to_image(
     path: str | Path | None = None,
     *,
     prompts: int | str | Sequence[str] = 4096,
-    guidance: int | float | None = 4.0,
+    guidance: int | float | None = 2.0,
     held_out_combinations: bool = False,
     held_out_templates: bool = False,
     seed: int = 0,
