@@ -71,9 +71,7 @@ def captioned_digits(
 
     def read(position: int) -> tuple[Batch, int]:
         indices = position + share * host + np.arange(share)
-        attributes, words, keys = _choices(
-            root, indices, held_out, alike, len(templates)
-        )
+        attributes, words, keys = _choices(root, indices, held_out, alike, len(templates))
         shown = Attributes(*(np.asarray(values) for values in attributes))
         images = render(jax.device_put(keys, device), shown, ink, side)
         examples: dict[str, Any] = {"images": images, "attributes": np.stack(shown, -1)}
