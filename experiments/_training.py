@@ -16,6 +16,7 @@ from typing import Any
 
 from _network import Result, best_of, compare, not_installed, row
 from _side import Side
+from _sweep import ConfigError
 from hydra import compose
 from omegaconf import OmegaConf
 
@@ -35,7 +36,10 @@ NOTES = """\
 - teachers (the frozen networks: for the UNet, the autoencoder's encoder and the text encoder) and
   the columns after it: shares of the step. Forward is the loss less the teachers, backward is the
   gradient less the loss. Each was timed as a program of its own, so they need not sum to 100%.
-- peak GB: the most memory held during later steps, with libraries and the programs of the pieces.
+- peak GB: the most memory held after the first step, with libraries and the programs of the
+  pieces, of which optdiff keeps a second state; on a GPU, since the process began.
+- AdamW is what both sides have. `train.py` learns with Muon unless told otherwise, which is not in
+  these numbers: `train.optimizer=muon torch=[]` times ours alone.
 """
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -45,6 +49,8 @@ def training(config: dict[str, Any]) -> None:
     """Print what a step takes here and in PyTorch, and where it goes; write it to the page."""
     lines, conclusions, missing = [], [], not_installed()
     variants = [] if missing else config["torch"]
+    if variants and config["train"]["optimizer"] != "adamw":
+        raise ConfigError("PyTorch has AdamW alone: train.optimizer=adamw, or give torch=[]")
 
     def say(*new: str) -> None:
         print(*new, sep="\n", flush=True)

@@ -43,8 +43,9 @@ def captioned_digits(
       held_out: show the combinations, and use the templates, that nothing learns from.
       side: height and width of the images in pixels.
       telling: attributes that every caption must tell, such as digit, ink and paper.
-      alike: so many examples in a row share ink and paper, and other things must tell them apart:
-        hard negatives for a contrastive loss (arXiv 2010.04592).
+      alike: so many examples in a row share ink and paper, so that the digit must tell them apart:
+        hard negatives for a contrastive loss (arXiv 2010.04592). Some share the digit, too; of
+        held-out combinations, which have one digit to a pair of colours, all of them.
       tokenize: makes ids of captions; without it there are none in the batch.
       host, hosts: which share of every batch this process reads.
 

@@ -122,7 +122,9 @@ def draw(keys: Keys, held_out: bool = False, colours: Keys | None = None) -> Att
         if colour is not None:
             _, ink, paper = combination(colour)
             fit = (table[:, 1] == ink) & (table[:, 2] == paper)
-            digit = jax.random.choice(which, table[:, 0], p=fit / fit.sum())
+            # The key of the colours may be one's own, and has drawn from `which` already.
+            nth = jax.random.randint(jax.random.fold_in(which, 1), (), 0, fit.sum())
+            digit = table[jnp.argmax(jnp.cumsum(fit) > nth), 0]
         place = [jax.random.randint(k, (), 0, 3) for k in (size, row, column)]
         return Attributes(digit, ink, paper, *place)
 

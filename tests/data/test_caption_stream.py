@@ -42,6 +42,11 @@ def test_neighbours_share_their_colours_when_they_shall_be_alike():
     assert np.bincount(whole["attributes"][:, 0], minlength=10).min() > 20  # of 51 expected
     parts, _ = read(captioned_digits(batch=4, alike=8), batches=2)
     np.testing.assert_array_equal(parts["attributes"], whole["attributes"][:8])
+    shares = [read(captioned_digits(batch=8, alike=8, host=h, hosts=2))[0] for h in (0, 1)]
+    shares = np.concatenate([share["attributes"] for share in shares])
+    np.testing.assert_array_equal(shares, whole["attributes"][:8])
+    unseen, _ = read(captioned_digits(batch=64, alike=8, held_out=True), batches=8)
+    assert set(map(tuple, unseen["attributes"][:, :3])) <= set(map(tuple, combinations(True)))
 
 
 def test_to_go_on_is_to_read_from_a_position_that_was_kept():
