@@ -3,6 +3,7 @@
 Variants: `eager`, `channels_last` (NHWC in memory) and `compile` (that and `torch.compile`).
 """
 
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -20,13 +21,7 @@ def prepare(job: dict[str, Any]) -> Work:
     """The part that the job asks for, compiled when it is first called."""
     torch.set_grad_enabled(False)
     dtype = getattr(torch, job["dtype"] or ("bfloat16" if CUDA else "float32"))
-    function = PARTS[job["part"]](job, job["geometry"], dtype)
-
-    def call() -> None:
-        function()
-        if CUDA:
-            torch.cuda.synchronize()
-
+    call = waiting(PARTS[job["part"]](job, job["geometry"], dtype))
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     peak = torch.cuda.max_memory_allocated if CUDA else None
@@ -132,6 +127,17 @@ def matmul(dtype: torch.dtype, n: int) -> float:
             torch.cuda.synchronize()
         times.append(perf_counter() - began)
     return 2 * n**3 / min(times)
+
+
+def waiting(piece: Callable[[], Any]) -> Callable[[], None]:
+    """The same call, which returns when it is done."""
+
+    def call() -> None:
+        piece()
+        if CUDA:
+            torch.cuda.synchronize()
+
+    return call
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from _network_torch import CUDA, DEVICE, waiting
 from _side import Work, medians, serve
 from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 Drawn = dict[str, torch.Tensor]
 
 
@@ -196,17 +195,6 @@ def mixed(job: dict[str, Any]) -> torch.autocast:
     asked = job["config"]["dtype"]
     dtype = ("bfloat16" if CUDA else "float32") if asked == "auto" else asked
     return torch.autocast(DEVICE.type, getattr(torch, dtype), enabled=dtype != "float32")
-
-
-def waiting(piece: Callable[[], Any]) -> Callable[[], None]:
-    """The same call, which returns when it is done."""
-
-    def call() -> None:
-        piece()
-        if CUDA:
-            torch.cuda.synchronize()
-
-    return call
 
 
 if __name__ == "__main__":

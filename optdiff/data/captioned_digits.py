@@ -113,14 +113,14 @@ def draw(keys: Keys, held_out: bool = False, colours: Keys | None = None) -> Att
     """
     table = jnp.asarray(combinations(held_out))
 
-    def combination(key):
-        return table[jax.random.randint(jax.random.split(key, 4)[0], (), 0, len(table))]
+    def combination(which):
+        return table[jax.random.randint(which, (), 0, len(table))]
 
     def one(key, colour):
         which, size, row, column = jax.random.split(key, 4)
-        digit, ink, paper = combination(key)
+        digit, ink, paper = combination(which)
         if colour is not None:
-            _, ink, paper = combination(colour)
+            _, ink, paper = combination(jax.random.split(colour, 4)[0])
             fit = (table[:, 1] == ink) & (table[:, 2] == paper)
             # The key of the colours may be one's own, and has drawn from `which` already.
             nth = jax.random.randint(jax.random.fold_in(which, 1), (), 0, fit.sum())
