@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optdiff.types import Stream
@@ -100,9 +101,15 @@ def _read(stream: Stream, position: Any, steps: int, parts: int) -> tuple[Call, 
 
 
 def _stacked(batches: list[dict[str, Any]], steps: int, parts: int) -> dict[str, Any]:
-    """Batches as one of leaves (steps, parts, rows, ...); a single one is not copied."""
+    """Batches as one of leaves (steps, parts, rows, ...); a single one is not copied.
+
+    What a stream makes on a device stays there: fetching it would wait for the steps under way.
+    """
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None, None], batches[0])
-    return jax.tree.map(
-        lambda *leaves: np.stack(leaves).reshape(steps, parts, *leaves[0].shape), *batches
-    )
+
+    def stacked(*leaves):
+        stack = jnp.stack if isinstance(leaves[0], jax.Array) else np.stack
+        return stack(leaves).reshape(steps, parts, *leaves[0].shape)
+
+    return jax.tree.map(stacked, *batches)

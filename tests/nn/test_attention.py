@@ -172,6 +172,26 @@ def test_cuda_falls_back_where_the_fused_kernel_does_not_fit(dtype, head_dim):
     assert "__cudnn$fmha" not in lowered("cuda", dtype, head_dim)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU that cuDNN runs on")
+@pytest.mark.parametrize(
+    "n, m, d, causal",
+    [(1024, 1024, 40, False), (1024, 77, 80, False), (64, 64, 160, False), (77, 77, 64, True)],
+)
+def test_the_fused_kernel_agrees_with_torch_on_a_gpu(n, m, d, causal):
+    """The shapes of Stable Diffusion 1.5; its output and gradients are rounded to 8 bits once."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in draw(2, n, m, 4, d))
+    assert "__cudnn$fmha" in jax.jit(attention).lower(q, k, v).as_text()
+
+    def loss(q, k, v):
+        out = attention(q, k, v, causal=causal)
+        return (out * jnp.asarray(weights(out.shape), jnp.float32)).sum(), out
+
+    grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    wide = [np.asarray(x, np.float32) for x in (q, k, v)]
+    for actual, expected in zip((out, *grads), in_torch(*wide, causal=causal), strict=True):
+        assert relative(actual, expected) < 1e-2
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers_without_cudnn(platform):
     assert "__cudnn$fmha" not in lowered(platform, jnp.bfloat16, 40)
