@@ -74,7 +74,10 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Array | None, *, causal: bool, sc
 
 @functools.cache
 def _cudnn_takes(q, k, v, mask, *, causal: bool) -> bool:
-    """Whether the fused kernel takes these shapes, forward and backward: asked, not guessed."""
+    """Whether the fused kernel takes these shapes, forward and backward: asked, not guessed.
+
+    JAX refuses odd numbers of queries or keys for the gradient, such as a prompt's 77 tokens.
+    """
     if q.dtype not in (jnp.bfloat16, jnp.float16) or v.shape[-1] != q.shape[-1]:
         return False
 
