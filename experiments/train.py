@@ -93,7 +93,7 @@ def assemble(config: dict[str, Any]) -> Any:
     stage, root = config["stage"], Path(config["folder"])
     task = config["task"]
     if stage == "tokenizer":
-        return build(task)
+        return build(task)(build(config["texts"]))
     dtype = config["dtype"] if config["dtype"] != "auto" else compute_dtype().__name__
     rest = {"pictures": pictures} if stage == "unet" else {}
     return build(task)(

@@ -83,6 +83,17 @@ def captioned_digits(
     return Stream(0, read)
 
 
+def digit_captions(count: int, *, seed: int = 0) -> list[str]:
+    """So many captions, of what is learned from: what a tokenizer learns from.
+
+    >>> len(digit_captions(3))
+    3
+    """
+    shown = draw(jax.random.split(jax.random.key(seed), count))
+    templates = np.random.default_rng(seed).choice(TRAINED, count)
+    return captions(Attributes(*(np.asarray(values) for values in shown)), templates)
+
+
 @partial(jax.jit, static_argnames=("held_out", "alike", "templates"))
 def _choices(
     root: Key[Array, ""], indices: Int[Array, "b"], held_out: bool, alike: int, templates: int

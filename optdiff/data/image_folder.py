@@ -53,11 +53,25 @@ def image_folder(
     >>> batch["images"].shape, position
     ((2, 8, 8, 3), {'epoch': 2, 'part': 0, 'taken': 0})
     """
-    metadata = Path(path) / METADATA
+    examples = _examples(Path(path) / METADATA, file, text, broken)
+    return image_text_stream([Path(path)], lambda _: examples, broken=broken, **options)
+
+
+def folder_captions(
+    path: str | Path, *, file: str = "file_name", text: str = "text", broken: Broken = warnings.warn
+) -> list[str]:
+    """The captions that `image_folder` reads with the images, in the order of their lines: what a
+    tokenizer learns from. Arguments and errors are those of `image_folder`.
+    """
+    return [example.caption for example in _examples(Path(path) / METADATA, file, text, broken)]
+
+
+def _examples(metadata: Path, file: str, text: str, broken: Broken) -> list[Example]:
+    """What can be used of the lines, the others told."""
     if not metadata.is_file():
         raise FileNotFoundError(
-            f"no {METADATA} in {path}: each line is to name an image and its caption, as in "
-            f'{{"{file}": "0001.png", "{text}": "a red seven"}}'
+            f"no {METADATA} in {metadata.parent}: each line is to name an image and its caption, "
+            f'as in {{"{file}": "0001.png", "{text}": "a red seven"}}'
         )
     found = list(_lines(metadata, file, text))
     faults = [line for line in found if isinstance(line, str)]
@@ -66,7 +80,7 @@ def image_folder(
         broken(left_out(metadata, faults, len(found)))
     if not examples:
         raise ValueError(f"{metadata}: not one image with a caption")
-    return image_text_stream([metadata], lambda _: examples, broken=broken, **options)
+    return examples
 
 
 def _lines(metadata: Path, file: str, text: str) -> Iterator[Example | str]:

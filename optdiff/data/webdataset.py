@@ -12,7 +12,7 @@ import os
 import tarfile
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -73,13 +73,31 @@ def webdataset(
     >>> batch["images"].shape, position
     ((2, 8, 8, 3), {'epoch': 2, 'part': 0, 'taken': 0})
     """
+    listing = partial(_examples, field=field, broken=broken)
+    return image_text_stream(_paths(shards), listing, mixed=mixed, broken=broken, **options)
+
+
+def shard_captions(
+    shards: str | Path | Sequence[str | Path],
+    *,
+    field: str = "caption",
+    broken: Broken = warnings.warn,
+) -> Iterator[str]:
+    """The captions that `webdataset` reads with the images, shard by shard: what a tokenizer learns
+    from. Arguments and errors are those of `webdataset`.
+    """
+    for path in _paths(shards):
+        for example in _examples(path, field, broken):
+            yield example.caption
+
+
+def _paths(shards: str | Path | Sequence[str | Path]) -> list[Path]:
     several = sorted(glob.glob(str(shards))) if isinstance(shards, str | Path) else shards
     paths = [Path(shard) for shard in several]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing or not paths:
         raise FileNotFoundError(f"no such shard: {', '.join(missing) or shards}")
-    listing = partial(_examples, field=field, broken=broken)
-    return image_text_stream(paths, listing, mixed=mixed, broken=broken, **options)
+    return paths
 
 
 Place = tuple[int, int]

@@ -5,7 +5,7 @@ import json
 import pytest
 from numbered_pictures import numbers, picture, stream, take, write_folder
 
-from optdiff.data.image_folder import image_folder
+from optdiff.data.image_folder import folder_captions, image_folder
 
 
 def test_columns_and_folders_within_are_as_told(tmp_path):
@@ -36,6 +36,9 @@ def test_lines_that_cannot_be_used_are_left_out_and_told(tmp_path):
     assert message.startswith(f"{folder}/metadata.jsonl: 6 of 12 examples left out: line 2 (")
     for fault in ("line 4 (no 'text')", "line 6 (there is no 'gone.png')", "and 1 more"):
         assert fault in message
+    told.clear()
+    known = [f"picture {i}" for i in (0, 2, 8, 9, 10, 11)]
+    assert folder_captions(folder, broken=told.append) == known and told == [message]
 
 
 def test_text_in_other_writing_is_read(tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 from numbered_pictures import examples, numbers, picture, stream, take, write_shard, write_shards
 
-from optdiff.data.webdataset import webdataset
+from optdiff.data.webdataset import shard_captions, webdataset
 
 START = {"epoch": 0, "part": 0, "taken": 0}
 
@@ -52,6 +52,15 @@ def test_examples_that_are_not_whole_are_left_out_and_told_by_shard_and_key(tmp_
     assert message.startswith(f"{tmp_path}/0.tar: 4 of 8 examples left out: ")
     for key, fault in {1: "no caption", 2: "no image", 4: "no caption", 6: "no caption"}.items():
         assert f"{key:06} ({fault})" in message
+
+
+def test_captions_alone_are_those_of_the_examples_that_are_read(tmp_path):
+    folder = write_shards(tmp_path / "shards", 2, 4)
+    told = []
+    texts = list(shard_captions(f"{folder}/*.tar", broken=told.append))
+    assert sorted(texts) == [f"picture {i}" for i in range(6)] and not told
+    with pytest.raises(FileNotFoundError, match="no such shard"):
+        next(shard_captions(f"{tmp_path}/*.zip"))
 
 
 def test_a_key_that_comes_twice_is_not_guessed_at(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,41 @@ def test_five_stages_make_a_model_that_loads(tmp_path):
     assert [row["step"] for row in read(tmp_path / "run/judge/curves.csv")] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
-def test_a_folder_of_ones_own_images_trains_with_the_same_loop(tmp_path):
-    batch, _ = captioned_digits(batch=12).read(0)
+def in_a_folder(path, captions):
+    """Pictures with these captions in the imagefolder layout, and what train.py is told of it."""
     rows = []
+    for i, (image, text) in enumerate(captions.items()):
+        Image.open(image).save(path / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": text})
+    (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return ["data=image_folder", f"data.path={path}", f"held_out.path={path}"]
+
+
+def in_shards(path, captions):
+    """The same in two tar shards of the WebDataset layout."""
+    for i, (image, text) in enumerate(captions.items()):
+        (path / "text").write_text(text)
+        with tarfile.open(path / f"{i % 2}.tar", "a") as tar:
+            tar.add(image, f"{i}.png")
+            tar.add(path / "text", f"{i}.txt")
+    return ["data=webdataset", f"data.shards={path}/*.tar", f"held_out.shards={path}/*.tar"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("laid_out", [in_a_folder, in_shards])
+def test_ones_own_images_and_captions_train_with_the_same_loop(laid_out, tmp_path):
+    batch, _ = captioned_digits(batch=12).read(0)
+    captions = {}
     for i, image in enumerate(to_pixels(batch["images"])):
-        Image.fromarray(image).resize((40, 48)).save(tmp_path / f"{i}.png")
-        rows.append({"file_name": f"{i}.png", "text": f"my picture, number {i}"})
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = ["data=image_folder", f"data.path={tmp_path}", f"held_out.path={tmp_path}"]
+        file = tmp_path / f"drawn {i}.png"
+        Image.fromarray(image).resize((40, 48)).save(file)
+        captions[file] = f"my zebra, number {i}"
+    (tmp_path / "data").mkdir()
+    data = laid_out(tmp_path / "data", captions)
+    train(tmp_path, "stage=tokenizer", *data)
+    tokenizer = load_tokenizer(tmp_path / "run/tokenizer/model")
+    assert tokenizer.tokenize("zebra seven")[0] == "zebra</w>"
+    assert len(tokenizer.tokenize("seven")) > 1, "it learned from other captions"
     train(tmp_path, "stage=clip", *QUICK, "steps=2", *data, "+preset.clip.task.scored=1")
     assert [row["step"] for row in read(tmp_path / "run/clip/curves.csv")] == [1, 2]
     assert load_module(tmp_path / "run/clip/model").config.vision.image_size == 32
