@@ -14,6 +14,7 @@ from _side import Work, serve
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
+from optdiff.allocator import give_back_after_compiling
 from optdiff.denoisers import Guided, eps_scaling
 from optdiff.grids import trailing
 from optdiff.nn.abstract import abstract
@@ -27,6 +28,7 @@ from optdiff.samplers import ddim
 
 def prepare(job: dict[str, Any]) -> Work:
     """The part that the job asks for, compiled when it is first called."""
+    give_back_after_compiling()
     device = jax.devices()[0]
     accelerated = device.platform != "cpu"
     dtype = jnp.dtype(job["dtype"] or ("bfloat16" if accelerated else "float32"))

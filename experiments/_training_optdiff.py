@@ -14,7 +14,7 @@ import optax
 from _side import Work, medians, serve
 from train import assemble, optimizer
 
-from optdiff.learning.allocator import keep_freed_memory
+from optdiff.allocator import keep_freed_memory
 from optdiff.learning.layouts import all_devices, everywhere, over_devices, replicated, shardings
 from optdiff.learning.precision import compute_dtype
 from optdiff.learning.step import initial_state, step_function

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from threadpoolctl import threadpool_limits
 
 from optdiff import provenance, results
+from optdiff.allocator import give_back_after_compiling
 from optdiff.analysis import diagnostics, evaluation
 from optdiff.sample import levels_within, sample_keys, start
 
@@ -39,6 +40,7 @@ def main(config: DictConfig) -> str:
 
 def job(config: dict[str, Any]) -> str:
     """Do one job, unless it is done already. Whatever becomes of it is a row."""
+    give_back_after_compiling()
     check_targets(config, "config")
     if config["nfe"] < 1:
         raise ConfigError(f"a sample takes at least one evaluation, but nfe={config['nfe']}")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from optdiff import grids
+from optdiff.allocator import give_back_after_compiling
 from optdiff.denoisers import Guided
 from optdiff.images import read_image, tile, to_pixels, write_png
 from optdiff.nn.tensorfile import CheckpointError
@@ -33,6 +34,7 @@ from optdiff.types import Cond, Keys, Levels, Samples
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
 def main(config: DictConfig) -> None:
+    give_back_after_compiling()
     given, index = recalled(config)
     check_targets(given, "config")
     if not single():  # several jobs share a place, each in a folder of its own

@@ -25,8 +25,8 @@ from _sweep import ConfigError, build, check_targets, run
 from omegaconf import DictConfig, OmegaConf
 
 from optdiff import provenance
+from optdiff.allocator import keep_freed_memory
 from optdiff.images import tile, to_pixels, write_png
-from optdiff.learning.allocator import keep_freed_memory
 from optdiff.learning.loop import train
 from optdiff.learning.precision import compute_dtype
 from optdiff.learning.task import Task

@@ -30,6 +30,7 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "analysis": {"types", "sample", "samplers", "grids"},
     "learning": {"types", "sample", "samplers", "grids", "nn", "data", "denoisers"},
     "images": set(),  # PNG files, for `experiments`
+    "allocator": set(),  # the memory of a process, for `experiments`
     "provenance": set(),  # where a row comes from: the part of `results` that asks git
     "results": {"types", "provenance"},
     "report": {"types", "results", "provenance"},
