@@ -129,9 +129,28 @@ def dress(axes: Axes) -> Axes:
     return axes
 
 
+NEAR_ONE = 1e-3
+"""What a share may lack of 1 and still be drawn apart from it."""
+
+
+def stretched(share: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Where a share is drawn: by what it lacks, `-log10(1 - share + NEAR_ONE)`, so that 0.95 and
+    0.98 are as far apart as 0.5 and 0.8.
+
+    >>> stretched(np.array([0.501, 0.801, 0.951, 0.981])).round(2).tolist()
+    [0.3, 0.7, 1.3, 1.7]
+    """
+    return -np.log10(np.maximum(1.0 + NEAR_ONE - share, 1e-12))
+
+
+def relaxed(place: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """The share that is drawn there: the inverse of `stretched`."""
+    return 1.0 + NEAR_ONE - 10.0**-place
+
+
 class Scale(NamedTuple):
-    """How values of a metric are laid out: `kind` is that of Matplotlib, `linear_within` of symlog,
-    `note` what a reader must know of it."""
+    """How values of a metric are laid out: `kind` is that of Matplotlib, or `share`, stretched
+    towards 1; `linear_within` is that of symlog, `note` what a reader must know of it."""
 
     kind: str
     low: float
@@ -142,11 +161,21 @@ class Scale(NamedTuple):
     def put_on(self, axes: Axes, name: str) -> None:
         """On the axis of this name, `x` or `y`."""
         axis: Axis = getattr(axes, f"{name}axis")
-        settings = {} if self.linear_within is None else {"linthresh": self.linear_within}
-        getattr(axes, f"set_{name}scale")(self.kind, **settings)
+        kind, settings = self.kind, {}
+        if kind == "symlog":
+            settings = {"linthresh": self.linear_within}
+        elif kind == "share":
+            kind, settings = "function", {"functions": (stretched, relaxed)}
+        getattr(axes, f"set_{name}scale")(kind, **settings)
         getattr(axes, f"set_{name}lim")(self.low, self.high)
         if self.kind == "log":
             log_ticks(axis)
+        elif self.kind == "share":
+            shares = (
+                (0, 0.5, 0.9, 0.99, 1) if name == "x" else (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1)
+            )
+            inside = [share for share in shares if self.low <= share <= self.high]
+            axis.set_ticks(inside, [f"{share:g}" for share in inside])
         elif self.kind == "symlog":
             axis.set_minor_locator(NullLocator())
             if name == "x":  # where labels stand beside each other
@@ -160,10 +189,16 @@ def scale_of(
     highs: Float[np.ndarray, "n"],
     floor: Float[np.ndarray, "k"],
 ) -> Scale:
-    """Logarithmic, but for metrics that count a share of samples (linear) and for those whose
-    intervals reach zero (symlog). What diverged is left beyond the end."""
+    """Logarithmic, but for metrics of which more is better (linear, or stretched towards 1 for
+    shares that come near it) and for those whose intervals reach zero (symlog). What diverged is
+    left beyond the end."""
     shown = np.concatenate([means, highs, floor])
     if higher_is_better(metric):
+        if min(shown.min(), lows.min()) >= 0.0 and 0.8 < shown.max() <= 1.0:
+            ends = stretched(np.array([min(shown.min(), lows.min()), shown.max()]))
+            room = 0.06 * max(np.ptp(ends), 0.1)
+            low, high = relaxed(ends + np.array([-room, room]))
+            return Scale("share", float(low), float(high), note=("stretched towards 1",))
         room = 0.06 * max(np.ptp(shown), 0.1)
         return Scale("linear", min(shown.min(), lows.min()) - room, shown.max() + room)
     lowest = min(means.min(), lows.min(), highs.min())

@@ -49,7 +49,7 @@ def test_every_mean_is_a_dot_in_the_row_of_its_method(board):
         }
         assert drawn == due
     scales = [axes.get_xscale() for axes in figure.axes]
-    assert scales == ["log", "symlog", "linear", "log", "log"]
+    assert scales == ["log", "symlog", "function", "log", "log"]
     notes = [" ".join(text.get_text() for text in axes.texts) for axes in figure.axes]
     assert "diverged" in notes[0] and "linear within" in notes[1] and "higher is" in notes[2]
     assert ["real vs real" in note for note in notes] == [True, True, False, False, False]

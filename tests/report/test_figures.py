@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from readable import assert_readable, names_of
 from report_rows import job
@@ -34,7 +35,7 @@ def test_quality_figure_is_labelled_and_readable(tmp_path, count):
         assert methods <= set(names_of(axes)) and axes.get_xscale() == "log"
         assert "NFE" in axes.get_xlabel()
     scales = [axes.get_yscale() for axes in figure.axes]
-    assert scales == ["log", "symlog", "linear", "log"]
+    assert scales == ["log", "symlog", "function", "log"]
     assert "real vs real" in names_of(coverage) and "real vs real" not in names_of(energy)
     assert first.bbox.width > 1.8 * mmd.bbox.width
     # Lines stand at the evaluations really made, in as many looks as there are methods.
@@ -45,6 +46,21 @@ def test_quality_figure_is_labelled_and_readable(tmp_path, count):
     looks = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
     assert len(lines) == len(looks) == count
     assert len(first.collections) == count  # bands
+
+
+def test_shares_near_one_are_drawn_apart():
+    """0.95 and 0.98 like 0.5 and 0.8, whatever failed; what passes 1 has an axis as it is."""
+    shares = np.array([0.01, 0.5, 0.8, 0.95, 0.98, 1.0])
+    axes = Figure().add_subplot()
+    frames.scale_of("accuracy", shares, shares, shares, np.ones(1)).put_on(axes, "y")
+    places = axes.transAxes.inverted().transform(
+        axes.transData.transform(np.column_stack([np.ones(6), shares]))
+    )[:, 1]
+    assert places[0] > 0 and places[-1] < 1
+    np.testing.assert_allclose(places[2] - places[1], places[4] - places[3], rtol=0.05)
+    assert [text.get_text() for text in axes.get_yticklabels()][-1] == "1"
+    density = 1.1 * shares
+    assert frames.scale_of("density", density, density, density, np.ones(1)).kind == "linear"
 
 
 def test_long_subtitles_and_remarks_stay_in_their_panels(tmp_path):
