@@ -29,7 +29,7 @@ NOTES = """\
 - seconds: median of a step on a batch that is on the device already. A step is all that a user
   waits for: random numbers, the frozen networks, forward, backward, clipping the gradient's norm,
   AdamW, and EMA. Ours refuses what is not finite, too, and keeps the memory that it frees, as
-  `train.py` does (`optdiff/learning/allocator.py`); PyTorch allocates as it does by default.
+  `train.py` does (`optdiff/allocator.py`); PyTorch allocates as it does by default.
 - optdiff / it: median ratio of steps taken in turns; below 1, optdiff is faster. Asked for: at most
   1.5 on a CPU, aiming at 1.0; at most 1.0 on a GPU.
 - first call: seconds of the first step, tracing and compiling included, which seconds leaves out.

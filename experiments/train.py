@@ -93,6 +93,8 @@ def assemble(config: dict[str, Any]) -> Any:
     stage, root = config["stage"], Path(config["folder"])
     task = config["task"]
     if stage == "tokenizer":
+        if "texts" not in config:
+            raise ConfigError("this data has no `texts`, which a tokenizer learns from")
         return build(task)(build(config["texts"]))
     dtype = config["dtype"] if config["dtype"] != "auto" else compute_dtype().__name__
     rest = {"pictures": pictures} if stage == "unet" else {}

@@ -21,6 +21,9 @@ SETTINGS = (
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """What JAX tells its listeners when XLA has compiled a program."""
 
+WORTH_IT = 1.0
+"""Seconds of a compilation after which there is memory to give back."""
+
 
 def keep_freed_memory() -> bool:
     """Have the process keep the memory that it frees, for the next time that it needs as much.
@@ -41,14 +44,11 @@ def keep_freed_memory() -> bool:
 
 
 @cache
-def give_back_after_compiling(at_least: float = 1.0) -> bool:
-    """Have the process give back, after each compilation, the memory that it has freed.
+def give_back_after_compiling() -> bool:
+    """Have the process give back, after each compilation of a second and more, what it has freed.
 
     XLA's compiler takes a gigabyte for the UNet of Stable Diffusion 1.5. glibc would keep 0.8 of
     it, and the program's temporaries come on top.
-
-    Args:
-      at_least: seconds that a compilation takes which is worth it.
 
     Returns:
       Whether it will be done: False with another C library, which changes nothing.
@@ -61,7 +61,7 @@ def give_back_after_compiling(at_least: float = 1.0) -> bool:
         return False
 
     def trim(event: str, seconds: float, **rest: Any) -> None:
-        if event == COMPILED and seconds >= at_least:
+        if event == COMPILED and seconds >= WORTH_IT:
             library.malloc_trim(0)
 
     monitoring.register_event_duration_secs_listener(trim)

@@ -50,8 +50,9 @@ from optdiff import allocator
 
 trims = []
 allocator._glibc = lambda: SimpleNamespace(malloc_trim=trims.append)
-assert allocator.give_back_after_compiling(float(sys.argv[1]))
-assert allocator.give_back_after_compiling(float(sys.argv[1]))  # and listens once
+allocator.WORTH_IT = float(sys.argv[1])
+assert allocator.give_back_after_compiling()
+assert allocator.give_back_after_compiling()  # and listens once
 program, x = jax.jit(lambda x: x @ x), jnp.ones((8, 8))
 before = len(trims)
 program(x), program(x)
@@ -59,9 +60,9 @@ print(len(trims) - before)
 """
 
 
-@pytest.mark.parametrize("at_least, times", [(0.0, 1), (1e3, 0)])
-def test_each_long_compilation_is_followed_by_one_return(at_least, times):
-    run = [sys.executable, "-c", COMPILED, str(at_least)]
+@pytest.mark.parametrize("worth_it, times", [(0.0, 1), (1e3, 0)])
+def test_each_long_compilation_is_followed_by_one_return(worth_it, times):
+    run = [sys.executable, "-c", COMPILED, str(worth_it)]
     assert int(subprocess.run(run, check=True, capture_output=True, text=True).stdout) == times
 
 

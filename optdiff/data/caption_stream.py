@@ -84,7 +84,11 @@ def captioned_digits(
 
 
 def digit_captions(count: int, *, seed: int = 0) -> list[str]:
-    """So many captions, of what is learned from: what a tokenizer learns from.
+    """Captions drawn like those of the examples that are learned from, for a tokenizer.
+
+    Args:
+      count: how many.
+      seed: another seed, other captions.
 
     >>> len(digit_captions(3))
     3

@@ -83,12 +83,30 @@ def shard_captions(
     field: str = "caption",
     broken: Broken = warnings.warn,
 ) -> Iterator[str]:
-    """The captions that `webdataset` reads with the images, shard by shard: what a tokenizer learns
-    from. Arguments and errors are those of `webdataset`.
+    """The captions that `webdataset` reads with the images: what a tokenizer learns from.
+
+    Args:
+      shards, field, broken: as for `webdataset`.
+
+    Returns:
+      Captions, shard by shard; a shard is read when its turn comes.
+
+    Raises:
+      FileNotFoundError: if there is no shard, or not all of them.
+      ValueError: at the end, if there was not one example in all shards.
     """
-    for path in _paths(shards):
-        for example in _examples(path, field, broken):
-            yield example.caption
+    paths = _paths(shards)
+
+    def read() -> Iterator[str]:
+        known = False
+        for path in paths:
+            for example in _examples(path, field, broken):
+                known = True
+                yield example.caption
+        if not known:
+            raise ValueError(f"not one example with a caption in {shards}")
+
+    return read()
 
 
 def _paths(shards: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -103,7 +103,8 @@ def _read(stream: Stream, position: Any, steps: int, parts: int) -> tuple[Call, 
 def _stacked(batches: list[dict[str, Any]], steps: int, parts: int) -> dict[str, Any]:
     """Batches as one of leaves (steps, parts, rows, ...); a single one is not copied.
 
-    What a stream makes on a device stays there: fetching it would wait for the steps under way.
+    What a stream makes on a device is stacked there: to fetch it would be to wait for the steps
+    under way.
     """
     if len(batches) == 1:
         return jax.tree.map(lambda x: x[None, None], batches[0])

@@ -67,7 +67,8 @@ def _panel(axes: Axes, board: Board, metric: str) -> None:
         axes.scatter(edge, row[left], c=shades[left], marker=">", **plain)
         if scale.linear_within:
             lines += [f"linear within ±{scale.linear_within:.0e}"]
-        lines += ["stretched towards 1"] * (scale.kind == "share")
+        if scale.kind == "share":
+            lines += scale.note
         lines += ["at the edge: diverged"] * bool(left.any())
         if len(floor) and (scale.kind != "log" or floor.mean() > 0):
             axes.axvline(floor.mean(), color=INK, lw=1, ls=(0, (4, 3)), zorder=1)

@@ -46,8 +46,8 @@ d is the number of coordinates of a sample."""
 def quality(board_list: Sequence[Board]) -> Figure:
     """Each metric against the evaluations really made: of each problem the first metric large,
     then the others two abreast. Axes are logarithmic, but for metrics of which more is better
-    (linear or, for shares near 1, stretched towards it) and for those whose intervals reach zero
-    (symlog); the panel says so.
+    (linear or, for shares, stretched towards 1, as the panel says) and for those whose intervals
+    reach zero (symlog, which the panel says too).
     More than `MANY` methods are rows of dots, all metrics side by side.
     """
     style = styles(board_list)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from optdiff.report.cells import Board
-from optdiff.report.reading import higher_is_better
+from optdiff.report.reading import higher_is_better, is_share
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY, DIM, INK = "#A8A8A8", "#707070", "#222222"
@@ -171,15 +171,17 @@ class Scale(NamedTuple):
         if self.kind == "log":
             log_ticks(axis)
         elif self.kind == "share":
-            shares = (
-                (0, 0.5, 0.9, 0.99, 1) if name == "x" else (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1)
-            )
-            inside = [share for share in shares if self.low <= share <= self.high]
+            inside = self.shares(name)
             axis.set_ticks(inside, [f"{share:g}" for share in inside])
         elif self.kind == "symlog":
             axis.set_minor_locator(NullLocator())
             if name == "x":  # where labels stand beside each other
                 axis.get_major_locator().set_params(numticks=4)
+
+    def shares(self, name: str) -> list[float]:
+        """The ticks of a `share`; fewer where labels stand beside each other."""
+        between = (0.9, 0.99) if name == "x" else (0.8, 0.9, 0.95, 0.98, 0.99)
+        return [share for share in (0.0, 0.5, *between, 1.0) if self.low <= share <= self.high]
 
 
 def scale_of(
@@ -189,16 +191,17 @@ def scale_of(
     highs: Float[np.ndarray, "n"],
     floor: Float[np.ndarray, "k"],
 ) -> Scale:
-    """Logarithmic, but for metrics of which more is better (linear, or stretched towards 1 for
-    shares that come near it) and for those whose intervals reach zero (symlog). What diverged is
-    left beyond the end."""
+    """Logarithmic, but for metrics of which more is better (linear, or for shares stretched towards
+    1) and for those whose intervals reach zero (symlog). What diverged is left beyond the end."""
     shown = np.concatenate([means, highs, floor])
     if higher_is_better(metric):
-        if min(shown.min(), lows.min()) >= 0.0 and 0.8 < shown.max() <= 1.0:
+        if is_share(metric):
             ends = stretched(np.array([min(shown.min(), lows.min()), shown.max()]))
             room = 0.06 * max(np.ptp(ends), 0.1)
             low, high = relaxed(ends + np.array([-room, room]))
-            return Scale("share", float(low), float(high), note=("stretched towards 1",))
+            scale = Scale("share", float(low), float(high), note=("stretched towards 1",))
+            if len(scale.shares("x")) > 1:  # a narrow range needs no stretching, but numbers
+                return scale
         room = 0.06 * max(np.ptp(shown), 0.1)
         return Scale("linear", min(shown.min(), lows.min()) - room, shown.max() + room)
     lowest = min(means.min(), lows.min(), highs.min())

@@ -9,6 +9,9 @@ HIGHER_IS_BETTER = (
 )
 """Last words of names of metrics that count what samples get right. Add yours if it does."""
 
+SHARES = ("precision", "recall", "coverage", "accuracy")
+"""Those of them that are shares, between 0 and 1."""
+
 REMARKS = {
     "trajectory_error": "Says nothing of stochastic samplers, whose paths are not meant to agree, "
     "and rewards averages where budgets are tiny."
@@ -24,5 +27,18 @@ def higher_is_better(metric: str) -> bool:
     >>> higher_is_better("text_similarity"), higher_is_better("coverage_error")
     (True, False)
     """
+    return _ends_in(metric, HIGHER_IS_BETTER)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a name ends in one of `SHARES`, but for a number.
+
+    >>> is_share("digit_accuracy"), is_share("density")
+    (True, False)
+    """
+    return _ends_in(metric, SHARES)
+
+
+def _ends_in(metric: str, names: tuple[str, ...]) -> bool:
     words = "_" + metric.lower().rstrip("_@0123456789")
-    return words.endswith(tuple(f"_{name}" for name in HIGHER_IS_BETTER))
+    return words.endswith(tuple(f"_{name}" for name in names))

@@ -60,7 +60,10 @@ def test_captions_alone_are_those_of_the_examples_that_are_read(tmp_path):
     texts = list(shard_captions(f"{folder}/*.tar", broken=told.append))
     assert sorted(texts) == [f"picture {i}" for i in range(6)] and not told
     with pytest.raises(FileNotFoundError, match="no such shard"):
-        next(shard_captions(f"{tmp_path}/*.zip"))
+        shard_captions(f"{tmp_path}/*.zip")
+    write_shard(tmp_path / "none.tar", {"0.png": picture(0)})
+    with pytest.raises(ValueError, match=r"not one example with a caption in .*none\.tar"):
+        list(shard_captions(tmp_path / "none.tar", broken=told.append))
 
 
 def test_a_key_that_comes_twice_is_not_guessed_at(tmp_path):

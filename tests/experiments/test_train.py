@@ -68,9 +68,10 @@ def in_a_folder(path, captions):
     rows = []
     for i, (image, text) in enumerate(captions.items()):
         Image.open(image).save(path / f"{i}.png")
-        rows.append({"file_name": f"{i}.png", "text": text})
+        rows.append({"file_name": f"{i}.png", "text": "a seven", "said": text})
     (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return ["data=image_folder", f"data.path={path}", f"held_out.path={path}"]
+    columns = ["+data.text=said", "+held_out.text=said"]
+    return ["data=image_folder", f"data.path={path}", f"held_out.path={path}", *columns]
 
 
 def in_shards(path, captions):

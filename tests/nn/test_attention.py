@@ -172,13 +172,27 @@ def test_cuda_falls_back_where_the_fused_kernel_does_not_fit(dtype, head_dim):
     assert "__cudnn$fmha" not in lowered("cuda", dtype, head_dim)
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU that cuDNN runs on")
+@pytest.mark.usefixtures("a_cudnn")
+def test_cuda_falls_back_for_an_odd_number_of_keys_as_their_gradient_must():
+    q, k = (jax.ShapeDtypeStruct((1, n, 2, 40), jnp.bfloat16) for n in (64, 77))
+    for keys, fits in ((k, False), (q, True)):
+        traced = jax.jit(attention).trace(q, keys, keys)
+        assert ("__cudnn$fmha" in traced.lower(lowering_platforms=("cuda",)).as_text()) == fits
+
+
+def hopper():
+    """Whether a GPU is here that cuDNN takes head dims up to 256 on."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return capability[:1].isdigit() and float(capability) >= 9.0
+
+
+@pytest.mark.skipif(not hopper(), reason="needs an NVIDIA GPU of Hopper's kind or later")
 @pytest.mark.parametrize(
     "n, m, d, causal",
     [(1024, 1024, 40, False), (1024, 78, 80, False), (64, 64, 160, False), (78, 78, 64, True)],
 )
 def test_the_fused_kernel_agrees_with_torch_on_a_gpu(n, m, d, causal):
-    """The head dims of Stable Diffusion 1.5; an odd number of keys is refused with gradients."""
+    """The head dims of Stable Diffusion 1.5, with gradients."""
     q, k, v = (x.astype(jnp.bfloat16) for x in draw(2, n, m, 4, d))
     assert "__cudnn$fmha" in jax.jit(attention).lower(q, k, v).as_text()
 

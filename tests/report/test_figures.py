@@ -49,7 +49,7 @@ def test_quality_figure_is_labelled_and_readable(tmp_path, count):
 
 
 def test_shares_near_one_are_drawn_apart():
-    """0.95 and 0.98 like 0.5 and 0.8, whatever failed; what passes 1 has an axis as it is."""
+    """0.95 and 0.98 like 0.5 and 0.8, whatever failed; a density has an axis as it is."""
     shares = np.array([0.01, 0.5, 0.8, 0.95, 0.98, 1.0])
     axes = Figure().add_subplot()
     frames.scale_of("accuracy", shares, shares, shares, np.ones(1)).put_on(axes, "y")
@@ -59,8 +59,16 @@ def test_shares_near_one_are_drawn_apart():
     assert places[0] > 0 and places[-1] < 1
     np.testing.assert_allclose(places[2] - places[1], places[4] - places[3], rtol=0.05)
     assert [text.get_text() for text in axes.get_yticklabels()][-1] == "1"
-    density = 1.1 * shares
-    assert frames.scale_of("density", density, density, density, np.ones(1)).kind == "linear"
+    assert frames.scale_of("density", shares, shares, shares, np.ones(1)).kind == "linear"
+
+
+@pytest.mark.parametrize("low, high", [(0.96, 0.975), (0.82, 0.89), (0.85, 0.94), (0.97, 0.97)])
+def test_a_narrow_range_of_shares_has_numbers_on_its_axis(low, high):
+    shares = np.array([low, high])
+    axes = Figure().add_subplot()
+    frames.scale_of("accuracy", shares, shares, shares, np.zeros(0)).put_on(axes, "y")
+    bottom, top = axes.get_ylim()
+    assert sum(bottom <= tick <= top for tick in axes.get_yticks()) > 1
 
 
 def test_long_subtitles_and_remarks_stay_in_their_panels(tmp_path):
