@@ -65,9 +65,7 @@ def _panel(axes: Axes, board: Board, metric: str) -> None:
         axes.scatter(means[~left], row[~left], c=shades[~left], **plain)
         edge = np.full(left.sum(), scale.high)
         axes.scatter(edge, row[left], c=shades[left], marker=">", **plain)
-        if scale.linear_within:
-            lines += [f"linear within ±{scale.linear_within:.0e}"]
-        if scale.kind == "share":
+        if scale.kind != "log":  # whose notes are said otherwise here
             lines += scale.note
         lines += ["at the edge: diverged"] * bool(left.any())
         if len(floor) and (scale.kind != "log" or floor.mean() > 0):

@@ -195,15 +195,16 @@ def scale_of(
     1) and for those whose intervals reach zero (symlog). What diverged is left beyond the end."""
     shown = np.concatenate([means, highs, floor])
     if higher_is_better(metric):
+        low, high = min(shown.min(), lows.min()), shown.max()
         if is_share(metric):
-            ends = stretched(np.array([min(shown.min(), lows.min()), shown.max()]))
+            ends = stretched(np.array([low, high]))
             room = 0.06 * max(np.ptp(ends), 0.1)
-            low, high = relaxed(ends + np.array([-room, room]))
-            scale = Scale("share", float(low), float(high), note=("stretched towards 1",))
+            first, last = relaxed(ends + np.array([-room, room]))
+            scale = Scale("share", float(first), float(last), note=("stretched towards 1",))
             if len(scale.shares("x")) > 1:  # a narrow range needs no stretching, but numbers
                 return scale
         room = 0.06 * max(np.ptp(shown), 0.1)
-        return Scale("linear", min(shown.min(), lows.min()) - room, shown.max() + room)
+        return Scale("linear", low - room, high + room)
     lowest = min(means.min(), lows.min(), highs.min())
     if lowest <= 0:  # noise about zero, whose size the negative ends tell
         smallest = abs(means[means != 0]).min(initial=np.inf)
