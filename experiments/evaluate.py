@@ -129,7 +129,12 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "seconds_metrics": measuring.wall,
     }
     keep = slice(config["keep"])
-    pictures = {"samples": samples, "exact": exact, "reference": setting.reference}
+    pictures = {
+        "samples": samples,
+        "exact": exact,
+        "reference": setting.reference,
+        "words": setting.words,
+    }
     pictures = {name: shown[keep] for name, shown in pictures.items() if shown is not None}
     path = diagnostics.diagnose(trace.observed)._asdict() if len(levels) > 1 else {}
     return row, pictures | path

@@ -22,14 +22,16 @@ class Setting(NamedTuple):
     """What the samplers of a comparison have in common: everything but the samples.
 
     `exact` is where each sample's own noise leads along the exact path, in the coordinates of x0,
-    and `exact_images` what that decodes to; `cond` is what each sample is asked to be; `reference`
-    are decoded good samples, None where no metric asks for them; `floor` holds the metrics of real
-    samples against them.
+    and `exact_images` what that decodes to; `cond` is what each sample is asked to be, `words` the
+    same as one would type it, None where the problem cannot say; `reference` are decoded good
+    samples, None where no metric asks for them; `floor` holds the metrics of real samples against
+    them.
     """
 
     exact: Samples
     exact_images: Samples
     cond: Cond
+    words: list[str] | None
     reference: Samples | None
     floor: dict[str, float]
 
@@ -79,7 +81,9 @@ def setting(
         given = {"samples": real, "reference": reference, "cond": cond}
         comparing = {n: m for n, m in metrics.items() if _compares(m)}
         floor = measure(comparing, problem, **given)
-    return Setting(exact, problem.decode(exact), cond, reference, floor)
+    words = _attribute(problem, "words")
+    said = None if words is None else words(cond)
+    return Setting(exact, problem.decode(exact), cond, said, reference, floor)
 
 
 def draw(

@@ -46,13 +46,13 @@ class CaptionedDigits:
     """Latent diffusion of captioned digits. Images are (b, 32, 32, 3) in [0, 1].
 
     A condition is a dict with the batch first: `context`, all that the network sees; `ids` of the
-    prompt; `attributes`, a dict of integers (b,) that say what the image should show, and `told`,
-    which of them the prompt tells (booleans).
+    prompt; `attributes`, a dict of integers (b,) that say what the image should show; `told`, which
+    of them the prompt tells (booleans); `template`, by which it tells them (integers (b,)).
 
     Attributes:
       model: the network and the autoencoder.
       text_encoder: what the network is told by, from ids.
-      prompts: the pool to draw from: `ids`, `attributes` and `told`, with the prompts first.
+      prompts: the pool to draw from: a condition but for `context`, with the prompts first.
       strokes: (10, n, 28, 28), held out: what real images are drawn with.
       judging: a `Judge` that never saw what the model made.
       clip: a CLIP.
@@ -78,6 +78,10 @@ class CaptionedDigits:
     def condition(self, keys: Keys) -> Cond:
         """One of the prompts for each sample, encoded."""
         return _conditions(self.text_encoder, self.prompts, keys)
+
+    def words(self, cond: Cond) -> list[str]:
+        """The prompts of conditions, as one would type them."""
+        return captions(Attributes(**cond["attributes"]), cond["template"])
 
     def prior(self, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samples:
         """As `TextToImage.prior`."""
@@ -206,7 +210,8 @@ def pool(
     """Prompts of the grammar, each with what it asks for, fixed by the seed.
 
     Returns:
-      `ids` (count, tokens), and `attributes` and `told`, dicts of (count,) integers and booleans.
+      `ids` (count, tokens), `attributes` and `told`, dicts of (count,) integers and booleans, and
+      `template` (count,).
     """
     rng = np.random.default_rng(seed)
     templates = rng.choice(HELD_OUT if held_out_templates else TRAINED, count)
@@ -218,7 +223,12 @@ def pool(
         for name in Attributes._fields
     }
     ids = jnp.asarray(tokenize(pipeline.tokenizers[0], words, length))
-    return {"ids": ids, "attributes": shown._asdict(), "told": told}
+    return {
+        "ids": ids,
+        "attributes": shown._asdict(),
+        "told": told,
+        "template": jnp.asarray(templates),
+    }
 
 
 @jax.jit

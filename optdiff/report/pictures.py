@@ -5,6 +5,7 @@ The picture shows what a metric only counts.
 """
 
 import functools
+import textwrap
 from collections.abc import Callable, Mapping
 from itertools import product
 
@@ -23,18 +24,20 @@ SHOWN = 4  # images in a cell, at most
 SIDE = 60  # pixels of an image, about
 COLUMNS = 1200  # pixels of all columns, about: where there are many, a cell shows fewer images
 PLOT = 112  # pixels of a scatter plot
-GAP, HEAD, DPI = 8, 72, 100  # pixels, and how many make an inch
+GAP, HEAD, LINE, DPI = 8, 72, 14, 100  # pixels, and how many make an inch
+LETTER = 6  # pixels of a letter in a note, at most, on the average
 INK, DIM, RED, BLUE = "#222222", "#707070", "#C0392B", "#0072B2"
 
 
 class Sheet:
-    """A grid of cells of one size in pixels, with names on the left and numbers above."""
+    """A grid of cells of one size in pixels: names on the left, notes and numbers above."""
 
-    def __init__(self, rows: int, columns: int, size: tuple[int, int], longest: int):
+    def __init__(self, rows: int, columns: int, size: tuple[int, int], longest: int, notes: int):
         self.label = 34 + 7 * longest
+        self.head = HEAD + (notes - 1) * LINE
         self.size = size
         self.width = self.label + columns * (size[0] + GAP)
-        self.height = HEAD + rows * (size[1] + GAP)
+        self.height = self.head + rows * (size[1] + GAP)
         inches = (self.width / DPI, self.height / DPI)
         self.figure = Figure(figsize=inches, dpi=DPI, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
@@ -42,7 +45,7 @@ class Sheet:
     def corner(self, row: int, column: int) -> tuple[int, int]:
         """Pixels from the left and the top to a cell."""
         x = self.label + column * (self.size[0] + GAP)
-        return x, HEAD + row * (self.size[1] + GAP)
+        return x, self.head + row * (self.size[1] + GAP)
 
     def write(self, x: float | int, y: float | int, text: str, **look) -> None:
         """Put text at pixels from the left and the top."""
@@ -74,28 +77,31 @@ def samples(
       seed: the seed.
       found: artifacts by (method, budget), at least one: `samples` (k, h, w), (k, h, w, 1) or
         (k, h, w, 3) in [0, 1], or (k, d) vectors; and perhaps, like it, `exact`, where the same
-        noise should have led, which is the last row under images, and `reference`, which lies in
-        grey behind vectors.
+        noise should have led, which is the last row under images, `reference`, which lies in grey
+        behind vectors, and `words` (k,), what each image was asked to be.
 
     Returns:
       The picture.
     """
-    exact, reference = (
+    exact, reference, words = (
         next((a[name] for a in found.values() if name in a), None)
-        for name in ("exact", "reference")
+        for name in ("exact", "reference", "words")
     )
     every = [arrays["samples"] for arrays in found.values()]
-    note, rows = "every cell starts from the same noise", list(board.methods)
+    notes, rows = ["every cell starts from the same noise"], list(board.methods)
     if every[0].ndim == 2:
         draw, size = _plotter(every, reference), (PLOT, PLOT)
-        note += "; grey: reference" * (reference is not None)
+        notes[0] += "; grey: reference" * (reference is not None)
     else:
         count, size = _fit(every[0], len(board.budgets))
         draw = functools.partial(_draw_images, count=count)
         rows += ["exact"] * (exact is not None)
+        if words is not None:
+            asked = "from the left: " + ", ".join(f"“{each}”" for each in words[:count])
+            notes += textwrap.wrap(asked, len(board.budgets) * size[0] // LETTER)
     costs = [_cost(board, method) for method in rows]
     longest = max(map(len, [*rows, *costs, "evaluations"]))
-    sheet = Sheet(len(rows), len(board.budgets), size, longest)
+    sheet = Sheet(len(rows), len(board.budgets), size, longest, len(notes))
     for (row, method), (column, budget) in product(enumerate(rows), enumerate(board.budgets)):
         if (method, budget) in found:
             draw(sheet.axes(row, column), found[method, budget]["samples"])
@@ -105,7 +111,8 @@ def samples(
             text, look = _absence(board.cells.get((method, budget)), seed)
             sheet.axes(row, column).text(0.5, 0.5, text, ha="center", va="center", size=9, **look)
     sheet.write(GAP, 18, f"{board.problem}: samples of seed {seed}", weight="bold", size=10)
-    sheet.write(GAP, 36, note, color=DIM, size=7.5)
+    for line, note in enumerate(notes):
+        sheet.write(GAP, 36 + line * LINE, note, color=DIM, size=7.5)
     _captions(sheet, board.budgets, rows, costs)
     return sheet.pixels()
 
@@ -123,7 +130,7 @@ def _captions(sheet: Sheet, budgets: list[int], rows: list[str], costs: list[str
     for column, budget in enumerate(budgets):
         x, y = sheet.corner(0, column)
         sheet.write(x + sheet.size[0] / 2, y - 12, str(budget), ha="center", weight="bold")
-    sheet.write(sheet.label - 12, HEAD - 12, "evaluations", color=DIM, ha="right")
+    sheet.write(sheet.label - 12, sheet.head - 12, "evaluations", color=DIM, ha="right")
     for row, (name, cost) in enumerate(zip(rows, costs, strict=True)):
         x, y = sheet.label - 12, sheet.corner(row, 0)[1] + sheet.size[1] / 2
         sheet.write(x, y - 7 * bool(cost), name, ha="right")

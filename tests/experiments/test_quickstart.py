@@ -73,6 +73,7 @@ def test_its_rows_say_how_well_images_keep_to_their_prompts(tmp_path):
         assert next(iter(row["metrics"])) == "attribute_accuracy"
         artifact = results.load_artifact(tmp_path / "results/quickstart", row["key"])
         assert artifact["reference"].shape == artifact["samples"].shape == (8, 32, 32, 3)
+        assert artifact["words"].shape == (8,)
     for name in ("table.md", "figure.svg", "diagnostics.svg", "samples.png"):
         assert (tmp_path / "results/quickstart" / name).stat().st_size > 0
     assert "attribute_accuracy" in done.stdout

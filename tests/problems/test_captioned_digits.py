@@ -72,10 +72,12 @@ def test_prompts_say_what_the_attributes_are(held_out, random_model):
     prompts = problem.prompts
     asked = {tuple(row) for row in combinations(held_out).tolist()}
     shown = {name: np.asarray(values) for name, values in prompts["attributes"].items()}
+    asked_for = problem.words(prompts)
     templates = HELD_OUT if held_out else TRAINED
     for i, text in enumerate(words(random_model, prompts["ids"])):
         one = Attributes(**{name: values[[i]] for name, values in shown.items()})
         assert text.replace(" ", "") in said(one, templates)
+        assert text.replace(" ", "") == asked_for[i].lower().replace(" ", "")
         assert (int(one.digit[0]), int(one.ink[0]), int(one.paper[0])) in asked
         for name, colour in (("ink", one.ink[0]), ("paper", one.paper[0])):
             if prompts["told"][name][i]:

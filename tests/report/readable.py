@@ -15,7 +15,7 @@ def assert_readable(figure):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    texts = []
+    texts = list(figure.texts)
     for axes in figure.axes:
         texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
         for axis, place in ((axes.xaxis, 0), (axes.yaxis, 1)):  # ticks beyond limits are not drawn

@@ -187,6 +187,20 @@ def test_samples_stand_in_their_own_pixels(study, text):
             np.testing.assert_array_equal(shown[..., 0], enlarged(images[i]))
 
 
+def test_the_picture_says_what_was_asked_for(tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(
+        pictures.Sheet, "pixels", lambda sheet: sheets.append(sheet) or np.zeros((9, 9, 3), "u1")
+    )
+    words = [f"a very {'very ' * 9}long prompt, number {i}" for i in range(3)]
+    append(tmp_path, job("good"), {"samples": np.full((3, 60, 60), 0.5), "words": words})
+    report(tmp_path)
+    (sheet,) = sheets
+    texts = " ".join(text.get_text() for text in sheet.figure.texts)
+    assert "from the left: " + ", ".join(f"“{each}”" for each in words) in texts
+    assert_readable(sheet.figure)
+
+
 def test_a_failed_cell_is_red(tmp_path):
     append(tmp_path, job("good"), {"samples": np.full((1, 60, 60), 0.5)})
     append(tmp_path, job("bad", error="ValueError: no"))
