@@ -69,9 +69,10 @@ def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
     Only the noise a model was trained on is read here, whichever scheduler class wrote the file:
     `beta_schedule` (linear, scaled_linear, squaredcos_cap_v2) with `beta_start` and `beta_end`, or
     `trained_betas`; `rescale_betas_zero_snr` (arXiv 2305.08891, algorithm 1), whose last level,
-    infinite, is put at sigma = 4096 (`ALPHA_BAR_CAP`); and flow matching, `t = T sigma / (1 +
-    sigma)`, with the same highest level. Which timesteps to step at is `grids`' business, what the
-    network predicts its problem's.
+    infinite, is put at sigma = 4096 (`ALPHA_BAR_CAP`); flow matching, `t = T sigma / (1 + sigma)`,
+    with the same highest level; and EDM's schedulers, by `sigma_min` and `sigma_max`, whose
+    timesteps are `t = log(sigma) / 4`. Which timesteps to step at is `grids`' business, what the
+    network predicts `denoisers`'.
 
     Args:
       config: the parsed file.
@@ -83,6 +84,9 @@ def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
     >>> from_scheduler_config(config) == scaled_linear()
     True
     """
+    if is_edm(config):
+        _require(config, config["_class_name"], "sigma_min", "sigma_max", "sigma_data")
+        return _edm_of(config["sigma_min"], config["sigma_max"])
     steps = config.get("num_train_timesteps", 1000)
     if config.get("timestep_type") == "continuous":
         raise ValueError("timestep_type = 'continuous' is not supported, only 'discrete'")
@@ -93,6 +97,11 @@ def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
     if config.get("rescale_betas_zero_snr"):
         alphas_cumprod = _end_in_noise(alphas_cumprod)
     return from_alphas_cumprod(alphas_cumprod)
+
+
+def is_edm(config: Mapping[str, Any]) -> bool:
+    """Whether a `scheduler_config.json` is of a scheduler of EDM (arXiv 2206.00364)."""
+    return config.get("_class_name") in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
 def from_alphas_cumprod(alphas_cumprod: Float[np.ndarray, "t"]) -> NoiseSchedule:
@@ -144,9 +153,7 @@ def _betas(config: Mapping[str, Any], steps: int) -> Float[np.ndarray, "t"]:
     if kind not in kinds:
         known = ", ".join([*kinds, "squaredcos_cap_v2"])
         raise ValueError(f"beta_schedule = {kind!r} is not supported; known are {known}")
-    missing = [name for name in ("beta_start", "beta_end") if name not in config]
-    if missing:
-        raise ValueError(f"beta_schedule = {kind!r} needs {' and '.join(missing)}")
+    _require(config, f"beta_schedule = {kind!r}", "beta_start", "beta_end")
     return kinds[kind](config["beta_start"], config["beta_end"], steps)
 
 
@@ -186,6 +193,20 @@ def _flow_of(steps: int) -> NoiseSchedule:
     return NoiseSchedule(sigma, t, 1.0 / (steps - 1.0), sigma_max)
 
 
+def _edm_of(sigma_min: float, sigma_max: float) -> NoiseSchedule:
+    """EDM's levels with the time that its networks are told."""
+    _require_range(sigma_min, sigma_max)
+    return NoiseSchedule(_edm_sigma, _edm_t, float(sigma_min), float(sigma_max))
+
+
+def _edm_sigma(t: Array) -> Array:
+    return jnp.exp(4.0 * t)
+
+
+def _edm_t(sigma: Array) -> Array:
+    return jnp.log(sigma) / 4.0
+
+
 def _identity(t: Array) -> Array:
     return t
 
@@ -196,6 +217,12 @@ def _flow_sigma(t: Array) -> Array:
 
 def _flow_t(sigma: Array) -> Array:
     return sigma / (1.0 + sigma)
+
+
+def _require(config: Mapping[str, Any], kind: str, *names: str) -> None:
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise ValueError(f"{kind} needs {' and '.join(missing)}")
 
 
 def _require_range(sigma_min: float, sigma_max: float) -> None:

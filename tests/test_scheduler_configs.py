@@ -3,15 +3,18 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
 )
 
-from optdiff import grids, noise
+from optdiff import denoisers, grids, noise
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULES = {
@@ -24,12 +27,13 @@ SCHEDULES = {
     },
     "few timesteps": SD | {"num_train_timesteps": 50},
 }
+EDM = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 COUNTS = [1, 7, 8, 15, 50]
 
 
 def saved(scheduler):
     """What `save_pretrained` writes."""
-    return dict(scheduler.config)
+    return {"_class_name": type(scheduler).__name__, **scheduler.config}
 
 
 def sigmas_of(scheduler):
@@ -126,10 +130,33 @@ def test_flow_times_are_those_of_diffusers(shift):
         np.testing.assert_allclose(schedule.sigma(schedule.t(levels)), levels, rtol=1e-9)
 
 
-def test_equal_files_are_equal_schedules():
-    for config in [*SCHEDULES.values(), SD | {"rescale_betas_zero_snr": True}, {"shift": 3.0}]:
-        one, other = (noise.from_scheduler_config(dict(config)) for _ in range(2))
-        assert one == other and hash(one) == hash(other)
+@pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
+@pytest.mark.parametrize("make", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_edm_is_that_of_diffusers(make, sigma_schedule):
+    """Levels, the times that stand for them, and the preconditioning at each."""
+    theirs = make(sigma_max=120.0, sigma_data=1.5, rho=5.0, sigma_schedule=sigma_schedule)
+    schedule, scaling = denoisers.from_scheduler_config(saved(theirs))
+    for n in COUNTS:
+        theirs.set_timesteps(n)
+        levels = grids.from_scheduler_config(saved(theirs))(schedule, n)
+        if n > 1 or sigma_schedule == "karras":  # one exponential level of theirs is the lowest
+            np.testing.assert_allclose(levels, theirs.sigmas[:-1], rtol=1e-5)
+            np.testing.assert_allclose(schedule.t(levels), theirs.timesteps, atol=1e-5)
+    np.testing.assert_allclose(schedule.sigma(schedule.t(levels)), levels, rtol=1e-9)
+    for sigma in levels:
+        level = torch.tensor(float(sigma), dtype=torch.float64)
+        skip, out = (theirs.precondition_outputs(*xf, level) for xf in ((1.0, 0.0), (0.0, 1.0)))
+        c_in, c_noise = theirs.precondition_inputs(1.0, level), theirs.precondition_noise(level)
+        np.testing.assert_allclose(scaling(schedule, sigma), (skip, out, c_in, c_noise), rtol=1e-9)
+
+
+def test_equal_files_are_equal_schedules_and_scalings():
+    flow = {"shift": 3.0}
+    for config in [*SCHEDULES.values(), SD | {"rescale_betas_zero_snr": True}, flow, EDM]:
+        for told in (True, False):
+            config = config | {"time_conditioning": told}
+            one, other = (denoisers.from_scheduler_config(dict(config)) for _ in range(2))
+            assert one == other and hash(one) == hash(other)
     assert noise.from_scheduler_config(SD) == noise.scaled_linear()
 
 
@@ -142,6 +169,7 @@ def test_equal_files_are_equal_schedules():
         ({"timestep_spacing": "trail"}, "timestep_spacing = 'trail' is not known"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas = True.*such as karras"),
         ({"interpolation_type": "log_linear"}, "interpolation_type = 'log_linear'"),
+        (EDM | {"sigma_schedule": "lu"}, "sigma_schedule = 'lu' is not known; there is karras"),
         ({"shift": 3.0, "use_dynamic_shifting": True}, "use_dynamic_shifting = True"),
     ],
 )
@@ -151,9 +179,19 @@ def test_what_cannot_be_honoured_is_named(changes, told):
         grids.from_scheduler_config(config)(noise.from_scheduler_config(config), 8)
 
 
-def test_missing_betas_are_named():
-    with pytest.raises(ValueError, match="needs beta_start and beta_end"):
-        noise.from_scheduler_config({"beta_schedule": "linear"})
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ({"beta_schedule": "linear"}, "needs beta_start and beta_end"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0.1}, "needs sigma_max and sigma_data"),
+        (SD | {"prediction_type": "x0"}, "prediction_type = 'x0' is not known; there is epsilon"),
+        (EDM | {"prediction_type": "v_prediction"}, "EDMEuler.* 'v_prediction' is not known"),
+        (SD | {"time_conditioning": "no"}, "time_conditioning = 'no' must be true or false"),
+    ],
+)
+def test_what_is_missing_or_unknown_of_a_network_is_named(config, told):
+    with pytest.raises(ValueError, match=told):
+        denoisers.from_scheduler_config(config)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from optdiff.grids.levels import decreasing, span
+from optdiff.grids.levels import decreasing, karras, span, uniform_logsnr
 from optdiff.types import Grid, Levels, NoiseSchedule
 
 
@@ -122,7 +122,8 @@ def shifted_flow(schedule: NoiseSchedule, n: int, *, shift: float = 1.0) -> Leve
 def from_scheduler_config(config: Mapping[str, Any]) -> Grid:
     """The grid that a checkpoint's `scheduler_config.json` asks for, as DDIM reads it.
 
-    `timestep_spacing` ("leading" if absent) with `steps_offset`, or `shift` for flow models.
+    `timestep_spacing` ("leading" if absent) with `steps_offset`, or `shift` for flow models, or
+    `sigma_schedule` with `rho` for EDM's.
 
     Args:
       config: the parsed file.
@@ -145,16 +146,22 @@ def from_scheduler_config(config: Mapping[str, Any]) -> Grid:
         )
     if "shift" in config or config.get("use_flow_sigmas"):
         return partial(shifted_flow, shift=config.get("shift", config.get("flow_shift", 1.0)))
+    if str(config.get("_class_name")).startswith("EDM"):
+        rho = config.get("rho", 7.0)
+        spacings = {"karras": partial(karras, rho=rho), "exponential": uniform_logsnr}
+        return _chosen("sigma_schedule", config.get("sigma_schedule", "karras"), spacings)
     spacings = {
         "leading": partial(leading, steps_offset=config.get("steps_offset", 0)),
         "trailing": trailing,
         "linspace": rounded_linspace,
     }
-    spacing = config.get("timestep_spacing", "leading")
-    if spacing not in spacings:
-        known = ", ".join(spacings)
-        raise ValueError(f"timestep_spacing = {spacing!r} is not known; there is {known}")
-    return spacings[spacing]
+    return _chosen("timestep_spacing", config.get("timestep_spacing", "leading"), spacings)
+
+
+def _chosen(field: str, value: Any, known: Mapping[str, Grid]) -> Grid:
+    if value not in known:
+        raise ValueError(f"{field} = {value!r} is not known; there is {', '.join(known)}")
+    return known[value]
 
 
 _OTHER_LEVELS = (

@@ -13,21 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from optdiff.denoisers import Guided, eps_scaling, flow_scaling, v_scaling, x0_scaling
+from optdiff.denoisers import Guided, from_scheduler_config
 from optdiff.nn.checkpoint import Pipeline, load
 from optdiff.nn.clip.tokenizer import tokenize
 from optdiff.nn.network import network
-from optdiff.noise import from_scheduler_config
 from optdiff.problems.text_to_image import TextToImage
 from optdiff.types import Cond
-
-PREDICTIONS = {
-    "epsilon": eps_scaling,
-    "sample": x0_scaling,
-    "v_prediction": v_scaling,
-    "flow_prediction": flow_scaling,
-}
-"""What diffusers' `prediction_type` means."""
 
 
 def stable_diffusion(
@@ -100,20 +91,14 @@ def from_pipeline(
     size = _size(pipeline, height, width)
     config = pipeline.unet.config
     scheduler = _scheduler(pipeline)
-    default = "flow_prediction" if "shift" in scheduler else "epsilon"
-    prediction = scheduler.get("prediction_type", default)
-    if prediction not in PREDICTIONS:
-        known = ", ".join(PREDICTIONS)
-        raise ValueError(
-            f"scheduler: prediction_type = {prediction!r} is not known; there is {known}"
-        )
+    schedule, scaling = from_scheduler_config(scheduler)
     factor = _pixels_per_latent(pipeline)
     problem = TextToImage(
         network(pipeline.unet),
         network(pipeline.vae),
         encode_prompts(pipeline, prompts, size),
-        from_scheduler_config(scheduler),
-        PREDICTIONS[prediction],
+        schedule,
+        scaling,
         (size[0] // factor, size[1] // factor, config.in_channels),
         tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in scheduler.items())),
     )
