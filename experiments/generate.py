@@ -112,8 +112,10 @@ def route(config: dict[str, Any], model: TextToImage, n: int) -> tuple[Levels, A
     if config["strength"] is None:
         return levels, finish
     # Strength is a share of the trained time, so it means one noise level whatever the grid.
-    top = model.schedule.t(jnp.asarray(model.schedule.sigma_max))
-    first = int(jnp.argmin(jnp.abs(model.schedule.t(levels) - config["strength"] * top)))
+    ends = model.schedule.sigma_min, model.schedule.sigma_max
+    low, high = (model.schedule.t(jnp.asarray(sigma)) for sigma in ends)
+    wanted = low + config["strength"] * (high - low)
+    first = int(jnp.argmin(jnp.abs(model.schedule.t(levels) - wanted)))
     return levels[0 if config["strength"] == 1 else first :], finish
 
 

@@ -1,5 +1,6 @@
 """Images from prompts: the same as PyTorch's, made again from themselves, and nothing lost."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -26,6 +27,7 @@ from _sweep import ConfigError
 from stable_diffusion_folder import write
 
 from optdiff import results
+from optdiff.denoisers import from_scheduler_config
 from optdiff.images import read_note, write_png
 from optdiff.problems import stable_diffusion
 
@@ -178,6 +180,23 @@ def test_strength_starts_at_the_nearest_level_of_the_trained_time(folder, ask):
     steps = {0.0: 1, 0.04: 1, 0.1: 2, 0.54: 6, 0.56: 7, 0.99: 10, 1.0: 10}
     for strength, count in steps.items():
         levels, _ = generate.route(config | {"strength": strength}, problem, 10)
+        np.testing.assert_array_equal(levels, whole[-count:])
+
+
+def test_strength_is_a_share_of_times_below_zero_too(folder, ask):
+    edm = {
+        "_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0,
+        "sigma_data": 1.0, "sigma_schedule": "exponential",
+    }  # fmt: skip
+    schedule, scaling = from_scheduler_config(edm)
+    config, _ = ask(f"problem.path={folder}", "prompt=a")
+    problem = dataclasses.replace(
+        generate.assemble(config, guidance=None),
+        schedule=schedule, scaling=scaling, scheduler=tuple(edm.items()),
+    )  # fmt: skip
+    whole, _ = generate.route(config, problem, 11)  # evenly spaced in its time, log(sigma) / 4
+    for strength, count in {0.0: 1, 0.29: 4, 0.5: 6, 1.0: 11}.items():
+        levels, _ = generate.route(config | {"strength": strength}, problem, 11)
         np.testing.assert_array_equal(levels, whole[-count:])
 
 
