@@ -2,7 +2,8 @@
 
 The autoencoder and the text encoder were learned before and are frozen. What is predicted, at which
 levels, how wrong an answer is, and whether the network is told the level at all: each is an
-argument.
+argument. What is predicted and told stands in the scheduler's config, which is saved with the
+weights, so that those who sample read what was trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from optdiff.denoisers import Scaling, ScalingFn
+from optdiff.denoisers import Scaling, ScalingFn, from_scheduler_config
 from optdiff.learning.clip import padded
 from optdiff.learning.distances import Distance, squared
 from optdiff.learning.noise_levels import NoiseLevels, uniform_time
@@ -24,7 +25,7 @@ from optdiff.nn.checkpoint import Pipeline, save
 from optdiff.nn.network import Network, network
 from optdiff.nn.unet.config import UNetConfig
 from optdiff.nn.unet.model import UNet
-from optdiff.types import Batch, NoiseSchedule, Sigma, Stream, expand
+from optdiff.types import Batch, NoiseSchedule, Stream, expand
 
 
 class Teachers(NamedTuple):
@@ -96,8 +97,6 @@ def task(
     clip: nnx.Module,
     text_encoder: nnx.Module,
     tokenizer: Any,
-    schedule: NoiseSchedule,
-    scaling: ScalingFn,
     scheduler: Mapping[str, Any],
     seed: int,
     levels: NoiseLevels = uniform_time,
@@ -117,8 +116,8 @@ def task(
       config: fields of diffusers' UNet2DConditionModel; channels and the context's width come from
         the autoencoder and the text encoder.
       vae, clip, text_encoder, tokenizer: learned before.
-      schedule, scaling: the levels that are trained on, and what is predicted at them.
-      scheduler: the `scheduler_config.json` that says both to others; saved with the weights.
+      scheduler: the `scheduler_config.json` to be saved with the weights. It says which levels are
+        trained on, and what is predicted and told at them: see `denoisers.from_scheduler_config`.
       seed: of the first weights and of the stream.
       levels, distance, perceptual, dropout: see `denoising`.
       dtype: what to compute in; weights are float32.
@@ -137,6 +136,9 @@ def task(
         jnp.asarray(tokenize([""])),
         network(clip) if perceptual else None,
     )
+    schedule, scaling = from_scheduler_config(scheduler)
+    if scheduler.get("time_conditioning"):  # what everybody expects; diffusers warns of the field
+        scheduler = {k: v for k, v in scheduler.items() if k != "time_conditioning"}
     loss = partial(
         denoising,
         schedule=schedule,
@@ -165,17 +167,3 @@ def task(
         pictures=None if pictures is None else lambda learned: pictures(pipeline(learned)),
         save=lambda learned, path: save(path, pipeline(learned)),
     )
-
-
-def untold(scaling: ScalingFn) -> ScalingFn:
-    """The same scaling for a network that is not told the noise level: its `c_noise` is 0.
-
-    An optimizer needs no clock, says the lecture; arXiv 2502.13129 finds that a denoiser hardly
-    needs one either.
-    """
-
-    def blind(schedule: NoiseSchedule, sigma: Sigma) -> Scaling:
-        told = scaling(schedule, sigma)
-        return told._replace(c_noise=jnp.zeros_like(told.c_noise))
-
-    return blind

@@ -7,12 +7,19 @@ import pytest
 import torch
 from flax import nnx
 
-from optdiff.denoisers import edm_scaling, eps_scaling, flow_scaling, v_scaling, x0_scaling
+from optdiff.denoisers import (
+    edm_scaling,
+    eps_scaling,
+    flow_scaling,
+    untold,
+    v_scaling,
+    x0_scaling,
+)
 from optdiff.learning.clip import contrastive, sets_apart
 from optdiff.learning.distances import absolute, pseudo_huber, squared
 from optdiff.learning.judge import classification
 from optdiff.learning.noise_levels import log_normal, uniform_logsnr, uniform_time
-from optdiff.learning.unet import Teachers, denoising, untold
+from optdiff.learning.unet import Teachers, denoising
 from optdiff.learning.vae import autoencoding
 from optdiff.nn.clip.model import Similarity
 from optdiff.nn.judge.model import Judge, JudgeConfig

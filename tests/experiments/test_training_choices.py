@@ -1,0 +1,109 @@
+"""What a network learns to predict, at which levels, by which loss: chosen by command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+from _sweep import build, check_targets
+
+from optdiff.learning import distances, noise_levels
+from optdiff.noise import variance_exploding
+from optdiff.problems.captioned_digits import SHIPPED
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(*choices):
+    """The configuration of train.py."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", ["folder=run", *choices])
+    config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_targets({k: v for k, v in config.items() if k != "preset"}, "config")
+    return config
+
+
+def names(group):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", names("preset"))
+def test_by_default_the_shipped_recipe(preset):
+    given = told("stage=unet", f"preset={preset}")["task"]
+    shipped = json.loads((SHIPPED / "scheduler" / "scheduler_config.json").read_text())
+    assert given["scheduler"] == shipped | {"time_conditioning": True}
+    assert build(given["levels"]).func is noise_levels.uniform_time
+    assert given["perceptual"] == 0.0 and "distance" not in given  # the task's own, squared
+
+
+@pytest.mark.parametrize("preset", names("preset"))
+@pytest.mark.parametrize("stage", ["unet", "vae"])
+@pytest.mark.parametrize("name", names("distance"))
+def test_any_distance_is_for_the_stage_that_compares(name, stage, preset):
+    choices = f"preset={preset}", f"distance={name}", "perceptual=0.3"
+    given = told(f"stage={stage}", *choices)["task"]
+    assert build(given["distance"]).func is getattr(distances, name)
+    assert given["perceptual"] == 0.3
+    assert told("stage=judge", *choices)["task"] == told("stage=judge", f"preset={preset}")["task"]
+
+
+@pytest.mark.parametrize("name", names("levels"))
+def test_any_levels_are_the_unets(name):
+    levels = build(told("stage=unet", "preset=gpu", f"levels={name}")["task"]["levels"])
+    assert levels.func is getattr(noise_levels, name)
+
+
+def test_options_reach_what_they_are_of():
+    given = told(
+        "stage=unet", "distance=pseudo_huber", "distance.c=2.0", "levels=log_normal",
+        "levels.mean=1.0", "levels.std=0.0", "parameterization=edm", "parameterization.sigma_max=9",
+        "parameterization.time_conditioning=false",
+    )["task"]  # fmt: skip
+    a, b = jnp.full((1, 1), 3.0), jnp.zeros((1, 1))
+    np.testing.assert_allclose(
+        build(given["distance"])(a, b), distances.pseudo_huber(a, b, c=2.0), rtol=1e-6
+    )
+    drawn = build(given["levels"])(variance_exploding(), jax.random.key(0), 4)
+    np.testing.assert_allclose(drawn, np.e, rtol=1e-6)
+    assert given["scheduler"]["sigma_max"] == 9
+    assert given["scheduler"]["time_conditioning"] is False
+
+
+def run(script, folder, *arguments):
+    command = [sys.executable, ROOT / "experiments" / script, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_model_of_other_choices_is_trained_and_sampled_by_them(tmp_path):
+    run(
+        "train.py", tmp_path, "stage=unet", "steps=2", "batch=4", "watch_every=2", "log_every=1",
+        "folder=run", "parameterization=edm", "parameterization.time_conditioning=false",
+        "levels=log_normal", "distance=pseudo_huber", "perceptual=0.1",
+        "preset.unet.task.config.block_out_channels=[16,16]",
+        "preset.unet.task.config.attention_head_dim=2", "+preset.unet.task.scored=16",
+    )  # fmt: skip
+    unet = tmp_path / "run/unet"
+    assert (unet / "pictures/000002.png").exists()
+    assert "perceptual" in (unet / "curves.csv").read_text().splitlines()[0]
+    saved = json.loads((unet / "model/scheduler/scheduler_config.json").read_text())
+    assert (
+        saved
+        == told("stage=unet", "parameterization=edm", "parameterization.time_conditioning=false")[
+            "task"
+        ]["scheduler"]
+    )
+    run(
+        "generate.py", tmp_path, f"problem.path={unet}/model", "prompt=a red 7", "nfe=3", "out=made"
+    )
+    assert (tmp_path / "made/000.png").exists()
