@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -53,6 +54,15 @@ def shardings(layout: Layout, mesh: Mesh, tree: PyTree) -> PyTree:
 def everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
     """A pytree of arrays on every device of the mesh, whole."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def whole(tree: PyTree) -> PyTree:
+    """A pytree of arrays that lie on a mesh, whole on this process's first device, to be used by it
+    alone. Every process must ask, for all of them bring their parts.
+    """
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    gather = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(jnp.asarray, jax.device_get(gather(tree)))
 
 
 def over_devices(mesh: Mesh, batches: dict[str, Any]) -> dict[str, jax.Array]:

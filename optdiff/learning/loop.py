@@ -27,6 +27,7 @@ from optdiff.learning.layouts import (
     over_devices,
     replicated,
     shardings,
+    whole,
 )
 from optdiff.learning.prefetch import Prefetch
 from optdiff.learning.record import Record
@@ -92,7 +93,8 @@ def train(
       log_every: steps between looks. Curves are means over the steps since the last.
       save_every: steps between checkpoints.
       keep: how many of the last checkpoints stay.
-      watch: called with the averaged parameters and the step, in every process.
+      watch: called with the averaged parameters, whole on one device, and the step, in every
+        process.
       watch_every: steps between calls of `watch`.
       label: names the progress bar.
 
@@ -148,7 +150,7 @@ def train(
             if stop:
                 raise Interrupted(stop, record.farewell(stop))
             if watch is not None and (end or step % watch_every == 0):
-                record.watched(watch(state.ema, step))
+                record.watched(watch(whole(state.ema), step))
     return state
 
 
