@@ -12,7 +12,11 @@ from optdiff.metrics.energy_distance import energy_distance
 from optdiff.metrics.frechet import frechet, principal_features
 from optdiff.metrics.gaussian_w2 import gaussian_w2, gelbrich
 from optdiff.metrics.latent_error import latent_error
-from optdiff.metrics.memorization import memorization, stroke_memorization
+from optdiff.metrics.memorization import (
+    copied_memorization,
+    memorization,
+    stroke_memorization,
+)
 from optdiff.metrics.mmd import mmd
 from optdiff.metrics.mode_weights import mode_weights
 from optdiff.metrics.of_reconstructions import of_reconstructions
@@ -24,6 +28,7 @@ from optdiff.metrics.trajectory_error import trajectory_error
 __all__ = [
     "attribute_accuracy",
     "clip_score",
+    "copied_memorization",
     "energy_distance",
     "frechet",
     "gaussian_w2",

@@ -95,6 +95,36 @@ def stroke_memorization(
     return memorization(found, np.asarray(learnt_strokes), honest, percentile=percentile)
 
 
+def copied_memorization(
+    reference: Reference,
+    cond: Any,
+    stroke_features: Callable[[Samples, Any], Float[Array | np.ndarray, "_ f"]],
+    learnt_strokes: Float[Array | np.ndarray, "_ f"],
+    copies: Callable[[Any], Samples],
+    *,
+    percentile: float = 1.0,
+) -> float:
+    """`stroke_memorization` of a generator that does nothing but copy: what memory looks like.
+
+    Without it a low share says nothing, for features might be blind to copies.
+
+    Args:
+      copies: from conditions to images of them by strokes that the generator learnt from.
+      reference, cond, stroke_features, learnt_strokes, percentile: as for `stroke_memorization`.
+
+    Returns:
+      In [0, 1]; the nearer to 1, the better copies are recognized. Raises what that raises.
+
+    >>> learnt = np.linspace(0.0, 1.0, 11).reshape(11, 1)
+    >>> copied_memorization(learnt + 0.03, None, lambda x, cond: x, learnt, lambda cond: learnt)
+    1.0
+    """
+    made = copies(cond)
+    return stroke_memorization(
+        made, reference, cond, stroke_features, learnt_strokes, percentile=percentile
+    )
+
+
 def _nearest(x: Points, y: Points) -> np.ndarray:
     """Distance from each x to the nearest y, a few of x at a time: y may be many."""
     at_once = max(1, PAIRS_AT_ONCE // len(y))

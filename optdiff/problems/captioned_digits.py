@@ -33,7 +33,7 @@ LEARNT_PICTURES = 20_000
 """Pictures that stand for the training strokes: each some ten times, turned and sheared anew."""
 
 _TAG = 2**31 - 3  # draws the prompt; never a step's index
-_REDRAWN = 2**31 - 4  # draws the real images that are reconstructed; no seed of samples
+_REDRAWN = 2**31 - 4  # draws images that are reconstructed, and copies; no seed of samples
 
 
 @partial(
@@ -115,6 +115,13 @@ class CaptionedDigits:
         can do."""
         keys = jax.random.split(jax.random.key(_REDRAWN), len(cond["ids"]))
         return self.decode(self.encode(self.reference(keys, cond)))
+
+    def copies(self, cond: Cond) -> Samples:
+        """Images of conditions by strokes that the model learnt from, turned and sheared anew, the
+        same at each call: what a generator that remembers would show."""
+        keys = jax.random.split(jax.random.key(_REDRAWN), len(cond["ids"]))
+        learnt = jnp.asarray(strokes("generator"))
+        return render(keys, Attributes(**cond["attributes"]), learnt, self.side)
 
     def judge(self, images: Float[Array, "b h w c"]) -> Verdict:
         """What the judge sees in images: logits of digit, ink and paper, and its features."""
