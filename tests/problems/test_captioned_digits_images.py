@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -23,20 +24,31 @@ LEVELS = [8.0, 2.0, 0.5, 0.1]
 DEVICES = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optdiff.problems.captioned_digits import text_to_image
 from optdiff.sample import sample, sample_keys
 from optdiff.samplers import ancestral
 
-folder, levels, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+folder, levels, out, *processes = sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:]
+if processes:
+    jax.distributed.initialize(processes[0], 2, int(processes[1]))
 assert len(jax.devices()) == 8
 mesh = Mesh(np.array(jax.devices()), ("data",))
-keys = jax.device_put(sample_keys(3, 8), NamedSharding(mesh, PartitionSpec("data")))
 problem = text_to_image(folder, prompts=64, guidance=2.0)
-cond = problem.condition(keys)
-x0, _ = sample(problem, ancestral(), jnp.asarray(levels, jnp.float32), keys, cond=cond)
+rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+keys, problem, levels = (
+    jax.device_put(sample_keys(3, 8), rows),
+    jax.device_put(problem, everywhere),
+    jax.device_put(np.asarray(levels, np.float32), everywhere),
+)
+x0, _ = sample(problem, ancestral(), levels, keys, cond=problem.condition(keys))
 assert len(x0.sharding.device_set) == 8, x0.sharding
-np.save(out, problem.decode(x0))
+images = problem.decode(x0)
+if processes:
+    assert not images.is_fully_addressable
+    images = multihost_utils.process_allgather(images, tiled=True)
+np.save(out, images)
 """
 
 
@@ -63,27 +75,37 @@ def test_an_image_does_not_depend_on_its_company(images):
 
 
 @pytest.mark.slow
-def test_an_image_does_not_depend_on_the_number_of_devices(images, random_model, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_does_not_depend_on_the_number_of_devices(
+    processes, images, random_model, tmp_path
+):
+    """Eight of them, of one process or shared by two."""
     flags = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",  # as here: integers of other widths are drawn otherwise
     }
-    arguments = [str(random_model), json.dumps(LEVELS), str(tmp_path / "images.npy")]
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES, *arguments],
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert np.abs(np.load(tmp_path / "images.npy") - images(sample_keys(3, 8))).max() < CLOSE
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", DEVICES, random_model, json.dumps(LEVELS), tmp_path / f"{i}.npy"]
+            + ([address, str(i)] if processes > 1 else []),
+            env=os.environ | flags,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    ours = images(sample_keys(3, 8))
+    for i, process in enumerate(running):
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        assert np.abs(np.load(tmp_path / f"{i}.npy") - ours).max() < CLOSE
 
 
-@pytest.mark.parametrize(
-    "which", [pytest.param("random", marks=pytest.mark.slow), *["shipped"] * SHIPPED.exists()]
-)
+@pytest.mark.parametrize("which", [pytest.param("random", marks=pytest.mark.slow), "shipped"])
 def test_pytorchs_pipeline_makes_our_image(which, random_model):
     folder = SHIPPED if which == "shipped" else random_model
     prompts = ["a red seven on a yellow background", "the digit 3 in blue on white"]
