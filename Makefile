@@ -9,8 +9,8 @@ PYTEST := $(BIN)/python -m pytest -n 2
 compare: .venv/installed  ## The main comparison: table and figures in results/quickstart
 	$(BIN)/python experiments/evaluate.py -m experiment=quickstart
 
-pretrained: .venv/installed  ## Train the shipped model again, from nothing, into outputs/training
-	$(BIN)/python experiments/train.py -m stage=tokenizer,judge,clip,vae,unet
+pretrained: .venv/installed  ## Train the shipped model again, from nothing, into outputs/pretrained
+	$(BIN)/python experiments/train.py -m stage=tokenizer,judge,clip,vae,unet folder=outputs/pretrained
 
 test: lint  ## Lint and the fast tests
 	$(PYTEST) -m "not slow"

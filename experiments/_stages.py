@@ -1,5 +1,6 @@
 """What the stages of training hand to each other, and pictures of what a generator has learned."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,34 @@ PROMPTS = (
 """What a generator is asked for while it learns."""
 
 
-def earlier(root: Path, stage: str, task: dict[str, Any]) -> dict[str, Any]:
-    """What the stages before this one have learned, by the names that its task calls them."""
-    if stage == "clip":
-        return {"tokenizer": load_tokenizer(found(root, "tokenizer"))}
-    if stage == "vae" and task.get("perceptual"):
-        return {"clip": load_module(found(root, "clip"))}
+def parts(root: Path, stage: str, task: dict[str, Any]) -> dict[str, Path]:
+    """Where the finished networks lie that a stage starts from."""
+    needed = {
+        "clip": ["tokenizer"],
+        "vae": ["clip"] if task.get("perceptual") else [],
+        "unet": ["tokenizer", "clip", "vae"],
+    }
+    return {part: found(root, part) for part in needed.get(stage, [])}
+
+
+def earlier(stage: str, parts: Mapping[str, Path], side: int) -> dict[str, Any]:
+    """What the stages before this one have learned, by the names that its task calls them.
+
+    Raises:
+      ConfigError: if the autoencoder is one of images of another size.
+    """
+    learned = {
+        part: load_tokenizer(path) if part == "tokenizer" else load_module(path)
+        for part, path in parts.items()
+    }
     if stage == "unet":
-        clip = load_module(found(root, "clip"))
-        return {
-            "clip": clip,
-            "text_encoder": text_encoder(clip),
-            "tokenizer": load_tokenizer(found(root, "tokenizer")),
-            "vae": load_module(found(root, "vae")),
-        }
-    return {}
+        learned["text_encoder"] = text_encoder(learned["clip"])
+        if (theirs := learned["vae"].config.sample_size) != side:
+            raise ConfigError(
+                f"the autoencoder in {parts['vae']} learned images of {theirs} pixels, and "
+                f"preset.side is {side}: begin with stage=vae"
+            )
+    return learned
 
 
 def found(root: Path, stage: str) -> Path:

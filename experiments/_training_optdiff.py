@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _side import Work, medians, serve
+from _stages import parts
 from train import assemble, optimizer
 
 from optdiff.allocator import keep_freed_memory
@@ -29,7 +30,7 @@ def prepare(job: dict[str, Any]) -> Work:
     keep_freed_memory()
     config, device = job["config"], jax.devices()[0]
     dtype = compute_dtype().__name__ if config["dtype"] == "auto" else config["dtype"]
-    task = assemble(config)
+    task = assemble(config, parts(Path(config["folder"]), config["stage"], config["task"]))
     batch, _ = task.stream.read(task.stream.start)
     hand_over(Path(job["folder"]), config["stage"], task, batch)
     pieces = {name: waiting(piece) for name, piece in programs(config, task, batch).items()}

@@ -8,11 +8,11 @@ Run the same command again to go on where a run was stopped, by whatever. What a
 lies in its folder: the finished network in `model`, curves in `curves.csv` and for TensorBoard.
 """
 
-import json
 import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from typing import Any
 import hydra
 import jax
 import optax
-from _stages import earlier, found, pictures
+from _note import begin, finish
+from _stages import SHIPPED, earlier, found, parts, pictures
 from _sweep import ConfigError, build, check_targets, run
+from jax.experimental import multihost_utils
 from omegaconf import DictConfig, OmegaConf
 
-from optdiff import provenance
 from optdiff.allocator import keep_freed_memory
 from optdiff.images import tile, to_pixels, write_png
+from optdiff.learning.layouts import whole
 from optdiff.learning.loop import train
 from optdiff.learning.precision import compute_dtype
 from optdiff.learning.task import Task
@@ -41,16 +43,24 @@ def main(config: DictConfig) -> None:
     wanted = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_targets({k: v for k, v in wanted.items() if k != "preset"}, "config")
     keep_freed_memory()
-    if wanted["distributed"]:
-        jax.distributed.initialize()
+    if wanted["distributed"] is not None and not jax.distributed.is_initialized():
+        jax.distributed.initialize(**wanted["distributed"])
     learn(wanted, Path(wanted["folder"]) / wanted["stage"])
+    if jax.process_count() > 1:  # the next stage reads what the first process writes
+        multihost_utils.sync_global_devices(wanted["stage"])
 
 
 def learn(config: dict[str, Any], folder: Path) -> None:
     """Learn one stage and leave its finished network, scores and story in its folder."""
     began, stage = time.perf_counter(), config["stage"]
-    folder.mkdir(parents=True, exist_ok=True)
-    task = assemble(config)
+    used = parts(folder.parent, stage, config["task"])
+    if not begin(folder, config, used, device()):
+        print(f"{stage}: finished before, in {folder}")
+        return
+    for part, path in used.items():
+        if path.is_relative_to(SHIPPED):
+            print(f"{stage}: starts from the {part} that comes with optdiff")
+    task = assemble(config, used)
     if isinstance(task, Task):
         state = train(
             task.loss,
@@ -64,20 +74,15 @@ def learn(config: dict[str, Any], folder: Path) -> None:
             label=stage,
             **{name: config[name] for name in LOOP if config[name] is not None},
         )
-        learned = state.ema if config["ema_decay"] else state.params
+        learned = whole(state.ema if config["ema_decay"] else state.params)
         scores, save = task.scores(learned), partial(task.save, learned)
     else:  # a tokenizer, which no gradient leads to
         scores, save = {"vocabulary": len(task)}, task.save_pretrained
     if jax.process_index() == 0:
-        publish(save, folder / "model", Path(config["folder"]), stage)
-        note = {
-            "command": " ".join(["python", *sys.argv]),
-            "config": {k: v for k, v in config.items() if k != "preset"},
-            "scores": scores,
-            "seconds": round(time.perf_counter() - began, 1),
-            **provenance.provenance(device()),
-        }
-        (folder / "run.json").write_text(json.dumps(note, indent=1) + "\n")
+        critics = config["critics"] if stage == "unet" else []
+        beside = {part: found(folder.parent, part) for part in critics}
+        publish(save, folder / "model", beside)
+        finish(folder, scores=scores, seconds=round(time.perf_counter() - began, 1))
         print(f"{stage}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
 
 
@@ -88,10 +93,9 @@ LOOP = (
 """What the loop is told as it stands in the configuration."""
 
 
-def assemble(config: dict[str, Any]) -> Any:
-    """The stage's task, with what the stages before it have learned."""
-    stage, root = config["stage"], Path(config["folder"])
-    task = config["task"]
+def assemble(config: dict[str, Any], used: Mapping[str, Path]) -> Any:
+    """The stage's task, with the networks that it starts from."""
+    stage, task = config["stage"], config["task"]
     if stage == "tokenizer":
         if "texts" not in config:
             raise ConfigError("this data has no `texts`, which a tokenizer learns from")
@@ -106,7 +110,7 @@ def assemble(config: dict[str, Any]) -> Any:
         host=jax.process_index(),
         hosts=jax.process_count(),
         dtype=dtype,
-        **earlier(root, stage, task),
+        **earlier(stage, used, config["preset"]["side"]),
         **rest,
     )
 
@@ -133,15 +137,14 @@ def watch(task: Task, folder: Path, learned: Any, step: int) -> dict[str, Any]:
     return seen
 
 
-def publish(save: Any, model: Path, root: Path, stage: str) -> None:
-    """Put a finished network in its place, and never half of it; a generator with its critics."""
+def publish(save: Any, model: Path, beside: Mapping[str, Path]) -> None:
+    """Put a finished network in its place, others beside it, and never half of it."""
     fresh, old = model.with_suffix(".new"), model.with_suffix(".old")
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     save(fresh)
-    if stage == "unet":
-        for part in ("clip", "judge"):
-            shutil.copytree(found(root, part), fresh / part)
+    for part, path in beside.items():
+        shutil.copytree(path, fresh / part)
     if model.exists():
         os.replace(model, old)
     os.replace(fresh, model)

@@ -3,9 +3,10 @@
 python experiments/training_page.py outputs/training/small
 """
 
-import json
 import sys
 from pathlib import Path
+
+from _note import read
 
 from optdiff.report.training import read_curves, training_figure
 from optdiff.results import write
@@ -15,7 +16,7 @@ PAGE = Path("results/training")
 
 
 def main(run: Path, page: Path = PAGE) -> None:
-    missing = [stage for stage in STAGES if not (run / stage / "run.json").exists()]
+    missing = [stage for stage in STAGES if "scores" not in (read(run / stage) or {})]
     if missing:
         raise SystemExit(f"{run} has not finished {', '.join(missing)}")
     curves = {stage: read_curves(run / stage / "curves.csv") for stage in STAGES}
@@ -32,7 +33,7 @@ def scores(run: Path) -> str:
         "| --- | --- | --- | --- | ---: | --- |",
     ]
     for stage in STAGES:
-        note = json.loads((run / stage / "run.json").read_text())
+        note = read(run / stage)
         config = note["config"]
         told = ", ".join(f"{name} {value:.4g}" for name, value in note["scores"].items())
         seconds = curves_seconds(run / stage)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ def source_digest(package: Path = PACKAGE) -> str:
 
     It is taken once a process, so it describes the code that runs rather than later edits.
     """
-    digest = hashlib.sha256()
     learnt = [path for path in package.glob("pretrained/**/*") if path.is_file()]
-    for path in sorted([*package.rglob("*.py"), *learnt]):
-        if path.is_relative_to(package / "report"):
-            continue  # it draws rows, and no row depends on it
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    report = package / "report"  # it draws rows, and no row depends on it
+    source = [path for path in package.rglob("*.py") if not path.is_relative_to(report)]
+    return _digest(package, [*source, *learnt])
+
+
+def content_digest(path: str | Path) -> str:
+    """Digest of the files below a path, by names and contents: the same wherever they lie."""
+    root = Path(path)
+    return _digest(root, [file for file in root.rglob("*") if file.is_file()])
 
 
 def stamp(path: str | Path) -> str | None:
@@ -45,6 +48,15 @@ def stamp(path: str | Path) -> str | None:
             digest.update(
                 f"{file.relative_to(root)}\0{about.st_size}\0{about.st_mtime_ns}".encode()
             )
+    return digest.hexdigest()[:16]
+
+
+def _digest(root: Path, files: Iterable[Path]) -> str:
+    """16 hex digits of the SHA-256 of files' names below a root, and their contents."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,8 @@
 """Training by command: stages hand on what they learned, and go on where they were stopped."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -17,13 +19,31 @@ from optdiff.nn.clip.tokenizer import load_tokenizer
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
 QUICK = ("log_every=1", "watch_every=null", "batch=4")
+FIVE_STAGES = (
+    "-m", "stage=tokenizer,judge,clip,vae,unet", "log_every=1", "batch=8", "steps=20",
+    "watch_every=20", "preset.judge.task.config.widths=[8,8]", "+preset.judge.task.scored=16",
+    "+preset.clip.task.scored=1", "preset.vae.task.config.block_out_channels=[8,8,8]",
+    "+preset.vae.task.scored=16", "preset.unet.task.config.block_out_channels=[16,16]",
+    "preset.unet.task.config.attention_head_dim=2", "+preset.unet.task.scored=16",
+)  # fmt: skip
 
 
-def train(folder, *arguments, fails=False):
-    command = [sys.executable, TRAIN, *arguments, f"folder={folder}/run"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stdout + done.stderr
+def started(folder, *arguments, devices=1):
+    return subprocess.Popen(
+        [sys.executable, TRAIN, *arguments, f"folder={folder}/run"],
+        cwd=folder,
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(folder, *arguments, fails=False, devices=1):
+    process = started(folder, *arguments, devices=devices)
+    said, errors = process.communicate()
+    assert (process.returncode != 0) == fails, errors[-3000:]
+    return said + errors
 
 
 def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
@@ -35,32 +55,84 @@ def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
     assert "stage is one of" in train(tmp_path, "stage=unett", fails=True)
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """All stages, on one device."""
+    folder = tmp_path_factory.mktemp("one")
+    train(folder, *FIVE_STAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """The same on eight, which share out the weights too."""
+    folder = tmp_path_factory.mktemp("eight")
+    train(folder, *FIVE_STAGES, "layout.path=optdiff.learning.layouts.sharded", devices=8)
+    return folder
+
+
+def assert_agree(folder, other):
+    """Every stage's losses (and other metrics) of 20 steps agree to 1e-5."""
+    for stage in ("judge", "clip", "vae", "unet"):
+        curves, others = (read(f / "run" / stage / "curves.csv") for f in (folder, other))
+        assert [row["step"] for row in curves] == [*range(1, 21)]
+        for row, its in zip(curves, others, strict=True):
+            seconds = {"seconds": its["seconds"]}
+            assert row | seconds == pytest.approx(its, rel=1e-5, abs=1e-5), stage
+
+
 @pytest.mark.slow
-def test_five_stages_make_a_model_that_loads(tmp_path):
-    small = [
-        "preset.judge.task.config.widths=[8,8]",
-        "+preset.judge.task.scored=16",
-        "+preset.clip.task.scored=1",
-        "preset.vae.task.config.block_out_channels=[8,8,8]",
-        "+preset.vae.task.scored=16",
-        "preset.unet.task.config.block_out_channels=[16,16]",
-        "preset.unet.task.config.attention_head_dim=2",
-        "+preset.unet.task.scored=16",
-    ]
-    stages = "stage=tokenizer,judge,clip,vae,unet"
-    train(tmp_path, "-m", stages, "log_every=1", "batch=4", "steps=2", "watch_every=2", *small)
-    model = tmp_path / "run/unet/model"
+def test_five_stages_make_a_model_that_loads(eight):
+    model = eight / "run/unet/model"
     pipeline = load(model)
     assert pipeline.unet.config.block_out_channels == (16, 16)
     assert pipeline.vae.config.scaling_factor != 1.0
     for critic in ("clip", "judge"):
         load_module(model / critic)
-    note = json.loads((tmp_path / "run/unet/run.json").read_text())
-    assert note["scores"]["held_out_loss"] > 0 and note["config"]["steps"] == 2
-    assert (tmp_path / "run/unet/pictures/000002.png").exists()
+    note = json.loads((eight / "run/unet/run.json").read_text())
+    assert note["scores"]["held_out_loss"] > 0 and note["config"]["steps"] == 20
+    assert (eight / "run/unet/pictures/000020.png").exists()
 
-    train(tmp_path, "stage=judge", *QUICK, "steps=4", *small)  # go on
-    assert [row["step"] for row in read(tmp_path / "run/judge/curves.csv")] == [1, 2, 3, 4]
+
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_does(one, eight):
+    assert_agree(eight, one)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(one, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [
+        started(
+            tmp_path,
+            *FIVE_STAGES,
+            f'distributed={{coordinator_address:"127.0.0.1:{port}",num_processes:2,process_id:{i}}}',
+        )
+        for i in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors[-3000:]
+    assert_agree(tmp_path, one)
+    load(tmp_path / "run/unet/model")
+
+
+@pytest.mark.slow
+def test_a_folder_goes_on_with_its_own_run_and_no_other(one):
+    asked = [*FIVE_STAGES[2:], "stage=judge"]
+    model = one / "run/judge/model/config.json"
+    written = model.stat().st_mtime_ns
+    assert "finished before" in train(one, *asked) and model.stat().st_mtime_ns == written
+    asked += ["steps=22", "rate=1e-3"]
+    said = train(one, *asked, fails=True)
+    assert "run/judge holds another run: rate was 0.002 and is 0.001" in said
+    assert "steps was 20 and is 22" in said and "resume=any" in said
+    train(one, *asked, "resume=any")
+    assert [row["step"] for row in read(one / "run/judge/curves.csv")] == [*range(1, 23)]
+    said = train(one, *FIVE_STAGES[2:], "stage=unet", "preset.side=64", fails=True)
+    assert "run/vae/model learned images of 32 pixels, and preset.side is 64" in said
 
 
 def in_a_folder(path, captions):
@@ -106,15 +178,22 @@ def test_ones_own_images_and_captions_train_with_the_same_loop(laid_out, tmp_pat
 
 @pytest.mark.slow
 def test_a_stage_alone_starts_from_the_shipped_parts_and_survives_a_kill(tmp_path):
-    arguments = ["stage=unet", "batch=8", "log_every=1", "save_every=1", "watch_every=null"]
-    command = [sys.executable, TRAIN, f"folder={tmp_path}/run", "steps=20", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    curves = tmp_path / "run/unet/curves.csv"
+    arguments = "stage=unet", "steps=20", "batch=8", "log_every=1", "save_every=1"
+    arguments += ("watch_every=null",)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    assert "starts from the vae that comes with optdiff" in train(whole, *arguments)
+    process, curves = started(parts, *arguments), parts / "run/unet/curves.csv"
     while process.poll() is None:
         if curves.exists() and curves.read_text().count("\n") > 4:
             process.kill()
             break
     assert process.wait() == -9, "it was over before it could be killed"
-    train(tmp_path, "steps=20", *arguments)
-    assert [row["step"] for row in read(curves)] == list(range(1, 21))
-    load(tmp_path / "run/unet/model")
+    train(parts, *arguments)
+    rows, others = (read(folder / "run/unet/curves.csv") for folder in (whole, parts))
+    assert [row | {"seconds": 0} for row in rows] == [row | {"seconds": 0} for row in others]
+    assert [row["step"] for row in rows] == [*range(1, 21)]
+    load(parts / "run/unet/model")
+    weights = "run/unet/model/unet/diffusion_pytorch_model.safetensors"
+    assert (whole / weights).read_bytes() == (parts / weights).read_bytes()
