@@ -19,6 +19,7 @@ from optdiff.denoisers import Scaling, ScalingFn, from_scheduler_config
 from optdiff.learning.clip import padded
 from optdiff.learning.distances import Distance, squared
 from optdiff.learning.noise_levels import NoiseLevels, uniform_time
+from optdiff.learning.precision import cast
 from optdiff.learning.task import Task
 from optdiff.learning.vae import perceived
 from optdiff.nn.checkpoint import Pipeline, save
@@ -69,7 +70,8 @@ def denoising(
       dropout: share of captions that become none, for classifier-free guidance (arXiv 2207.12598).
     """
     level_key, noise_key, drop_key = jax.random.split(key, 3)
-    x0 = jax.lax.stop_gradient(teachers.vae.module().encode(2.0 * batch["images"] - 1.0).mode())
+    images = (2.0 * batch["images"] - 1.0).astype(jax.tree.leaves(teachers.vae)[0].dtype)
+    x0 = jax.lax.stop_gradient(teachers.vae.module().encode(images).mode()).astype(jnp.float32)
     dropped = jax.random.bernoulli(drop_key, dropout, (len(x0), 1))
     ids = jnp.where(dropped, teachers.blank, batch["ids"])
     context = teachers.text.module()(ids).last_hidden_state
@@ -113,20 +115,21 @@ def task(
     Args:
       data: `data(tokenize=..., seed=..., **stream)` is a stream of images and ids.
       held_out: likewise, of pictures to be scored on.
-      config: fields of diffusers' UNet2DConditionModel; channels and the context's width come from
-        the autoencoder and the text encoder.
+      config: fields of diffusers' UNet2DConditionModel; channels, size and the context's width
+        come from the autoencoder and the text encoder.
       vae, clip, text_encoder, tokenizer: learned before.
       scheduler: the `scheduler_config.json` to be saved with the weights. It says which levels are
         trained on, and what is predicted and told at them: see `denoisers.from_scheduler_config`.
       seed: of the first weights and of the stream.
       levels, distance, perceptual, dropout: see `denoising`.
-      dtype: what to compute in; weights are float32.
+      dtype: what to compute in; weights that learn or are saved are float32.
       scored: held-out images that the loss is measured on.
       pictures: makes pictures of a pipeline, to be seen while it learns.
       stream: batch, host, hosts: what the loop wants of the stream.
     """
     width, channels = text_encoder.config.hidden_size, vae.config.latent_channels
     settled = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
+    settled["sample_size"] = vae.config.sample_size >> (len(vae.config.block_out_channels) - 1)
     geometry = UNetConfig.from_dict(config | settled)
     unet = UNet(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
     tokenize = padded(tokenizer, text_encoder.config.max_position_embeddings)
@@ -136,6 +139,7 @@ def task(
         jnp.asarray(tokenize([""])),
         network(clip) if perceptual else None,
     )
+    teachers = cast(teachers, jnp.dtype(dtype))
     schedule, scaling = from_scheduler_config(scheduler)
     if scheduler.get("time_conditioning"):  # what everybody expects; diffusers warns of the field
         scheduler = {k: v for k, v in scheduler.items() if k != "time_conditioning"}

@@ -1,6 +1,7 @@
 """What a network learns to predict, at which levels, by which loss: chosen by command."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
+import train
+from _stages import parts
 from _sweep import build, check_targets
 
 from optdiff.learning import distances, noise_levels
@@ -76,6 +79,29 @@ def test_options_reach_what_they_are_of():
     np.testing.assert_allclose(drawn, np.e, rtol=1e-6)
     assert given["scheduler"]["sigma_max"] == 9
     assert given["scheduler"]["time_conditioning"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["judge", "clip", "vae", "unet"])
+def test_a_stage_computes_in_bfloat16_and_keeps_its_weights_in_float32(stage):
+    def made(dtype):
+        config = told(f"stage={stage}", "batch=8", f"dtype={dtype}")
+        task = train.assemble(config, parts(Path("nowhere"), stage, config["task"]))
+        batch, _ = task.stream.read(0)
+        arguments = task.params, task.frozen, batch, jax.random.key(0)
+        (loss, _), gradient = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(*arguments)
+        return str(jax.make_jaxpr(task.loss)(*arguments)), loss, gradient
+
+    program, loss, gradient = made("bfloat16")
+    other, exact_loss, exact = made("float32")
+    products = re.findall(r":(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)", program)
+    assert products.count("bf16") >= 0.9 * len(products) and "bf16" not in other
+    np.testing.assert_allclose(loss, exact_loss, rtol=0.05)
+    flat, exact = (
+        jnp.concatenate([g.ravel() for g in jax.tree.leaves(t)]) for t in (gradient, exact)
+    )
+    assert flat.dtype == jnp.float32 and jnp.all(jnp.isfinite(flat))
+    assert flat @ exact > 0.98 * jnp.linalg.norm(flat) * jnp.linalg.norm(exact)
 
 
 def run(script, folder, *arguments):
