@@ -127,4 +127,8 @@ def gamma_mu(gamma: float | Float[Array, ""] = 2.0, mu: float | Float[Array, ""]
     return renoise(inner, mu_down(mu))
 
 
-split = jax.vmap(jax.random.split, out_axes=1)
+@jax.jit  # keys that several processes share out are taken apart in a program alone
+def split(key: Keys) -> tuple[Keys, Keys]:
+    """Two keys of each."""
+    one, other = jax.vmap(jax.random.split, out_axes=1)(key)
+    return one, other

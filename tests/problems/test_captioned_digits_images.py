@@ -37,11 +37,8 @@ assert len(jax.devices()) == 8
 mesh = Mesh(np.array(jax.devices()), ("data",))
 problem = text_to_image(folder, prompts=64, guidance=2.0)
 rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
-keys, problem, levels = (
-    jax.device_put(sample_keys(3, 8), rows),
-    jax.device_put(problem, everywhere),
-    jax.device_put(np.asarray(levels, np.float32), everywhere),
-)
+keys = jax.jit(lambda: sample_keys(3, 8), out_shardings=rows)()
+problem, levels = jax.device_put((problem, np.asarray(levels, np.float32)), everywhere)
 x0, _ = sample(problem, ancestral(), levels, keys, cond=problem.condition(keys))
 assert len(x0.sharding.device_set) == 8, x0.sharding
 images = problem.decode(x0)
