@@ -54,31 +54,18 @@ def train(folder, *arguments, fails=False, devices=1):
 
 
 def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
+    (tmp_path / "new").mkdir()
     train(tmp_path, "stage=tokenizer")
     assert load_tokenizer(tmp_path / "run/tokenizer/model").model_max_length == 24
     (tmp_path / "run" / "clip").mkdir()
     said = train(tmp_path, "stage=unet", *QUICK, "steps=1", fails=True)
     assert "run/clip is not finished; go on with stage=clip first" in said
     assert "stage is one of" in train(tmp_path, "stage=unett", fails=True)
+    said = train(tmp_path / "new", "stage=unet", "preset.side=64", fails=True)
+    assert "digits/vae learned images of 32 pixels, and preset.side is 64" in said
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """All stages, on one device."""
-    folder = tmp_path_factory.mktemp("one")
-    train(folder, *FIVE_STAGES, "watch_every=null")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """The same on eight, which share out the weights too."""
-    folder = tmp_path_factory.mktemp("eight")
-    train(folder, *FIVE_STAGES, "layout.path=optdiff.learning.layouts.sharded", devices=8)
-    return folder
-
-
-def assert_agree(folder, other, stages=("judge", "clip", "vae", "unet")):
+def assert_agree(folder, other, *stages):
     """Losses of 20 steps agree to 1e-5, and the shares and decibels beside them, stage by stage.
 
     Norms of gradients are left out: of an absolute distance they jump where a pixel is met."""
@@ -91,7 +78,12 @@ def assert_agree(folder, other, stages=("judge", "clip", "vae", "unet")):
 
 
 @pytest.mark.slow
-def test_five_stages_make_a_model_that_loads(eight):
+def test_five_stages_make_a_model_that_loads_on_eight_devices_as_on_one(tmp_path):
+    """The eight share out the weights, too, and score and show what they learn."""
+    one, eight = tmp_path / "one", tmp_path / "eight"
+    for folder in (one, eight):
+        folder.mkdir()
+    train(eight, *FIVE_STAGES, "layout.path=optdiff.learning.layouts.sharded", devices=8)
     model = eight / "run/unet/model"
     pipeline = load(model)
     assert pipeline.unet.config.block_out_channels == (16,)
@@ -103,47 +95,44 @@ def test_five_stages_make_a_model_that_loads(eight):
     assert note["scores"]["held_out_loss"] > 0 and note["config"]["steps"] == 20
     assert (eight / "run/unet/pictures/000020.png").exists()
 
-
-@pytest.mark.slow
-def test_eight_devices_learn_what_one_does(one, eight):
-    assert_agree(eight, one)
+    train(one, *FIVE_STAGES, "watch_every=null")
+    assert_agree(eight, one, "judge", "clip", "vae", "unet")
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(one, tmp_path):
+def test_two_processes_learn_what_one_does_and_folders_keep_to_their_run(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    asked = (*FIVE_STAGES, "watch_every=null", "stage=judge")
     both = [
         started(
-            tmp_path,
-            *FIVE_STAGES,
-            "stage=tokenizer,judge",
-            f'distributed={{coordinator_address:"127.0.0.1:{port}",num_processes:2,process_id:{i}}}',
+            two,
+            *asked,
+            f'distributed={{coordinator_address:"{address}",num_processes:2,process_id:{i}}}',
         )
         for i in range(2)
     ]
     for process in both:
         _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors[-3000:]
-    assert_agree(tmp_path, one, ["judge"])
-    load_module(tmp_path / "run/judge/model")
+    train(one, *asked)
+    assert_agree(two, one, "judge")
+    load_module(two / "run/judge/model")
 
-
-@pytest.mark.slow
-def test_a_folder_goes_on_with_its_own_run_and_no_other(one, tmp_path):
-    asked = [*FIVE_STAGES[2:], "stage=judge"]
-    model = one / "run/judge/model/config.json"
+    # Two processes or one is how, not what: the folder holds this very run, and it is finished.
+    model = two / "run/judge/model/config.json"
     written = model.stat().st_mtime_ns
-    assert "finished before" in train(one, *asked) and model.stat().st_mtime_ns == written
-    asked += ["steps=22", "rate=1e-3"]
-    said = train(one, *asked, fails=True)
+    assert "finished before" in train(two, *asked) and model.stat().st_mtime_ns == written
+    asked += "steps=22", "rate=1e-3"
+    said = train(two, *asked, fails=True)
     assert "run/judge holds another run: " in said and "resume=any" in said
     assert "; rate was 0.002 and is 0.001; " in said and "; steps was 20 and is 22. " in said
-    train(one, *asked, "resume=any")
-    assert [row["step"] for row in read(one / "run/judge/curves.csv")] == [*range(1, 23)]
-    said = train(tmp_path, "stage=unet", "preset.side=64", fails=True)
-    assert "digits/vae learned images of 32 pixels, and preset.side is 64" in said
+    train(two, *asked, "resume=any")
+    assert [row["step"] for row in read(two / "run/judge/curves.csv")] == [*range(1, 23)]
 
 
 def in_a_folder(path, captions):

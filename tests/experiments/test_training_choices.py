@@ -84,8 +84,14 @@ def test_options_reach_what_they_are_of():
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["clip", "vae", "unet"])  # the judge stays in float32
 def test_a_stage_computes_in_bfloat16_and_keeps_its_weights_in_float32(stage):
+    small = [
+        "preset.vae.task.config.block_out_channels=[8,8,8]",
+        "preset.unet.task.config.block_out_channels=[16,16]",
+        "preset.unet.task.config.attention_head_dim=2",
+    ]
+
     def made(dtype):
-        config = told(f"stage={stage}", "batch=8", f"dtype={dtype}")
+        config = told(f"stage={stage}", "batch=8", f"dtype={dtype}", *small)
         task = train.assemble(config, parts(Path("nowhere"), stage, config["task"]))
         batch, _ = task.stream.read(0)
         arguments = task.params, task.frozen, batch, jax.random.key(0)

@@ -46,6 +46,7 @@ TINY = {
     "up_block_types": ["CrossAttnUpBlock2D"],
 }  # fmt: skip
 QUICK = [("edm", True), ("v", False)]
+OTHERS = [("eps", True), ("x0", True), ("flow", True), ("v", True), ("edm", False)]
 
 
 class Trained(NamedTuple):
@@ -71,9 +72,8 @@ def scheduler(kind, told):
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((kind, told), marks=[] if (kind, told) in QUICK else pytest.mark.slow)
-        for kind in C_OUT
-        for told in (True, False)
+        *QUICK,
+        *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS),
     ],
     ids=lambda case: f"{case[0]}-{'told' if case[1] else 'untold'}",
 )
@@ -168,3 +168,4 @@ def test_diffusers_opens_the_model_and_steps_as_we_do(trained):
 
 def test_there_is_a_config_for_each():
     assert {path.stem for path in (CONF / "parameterization").glob("*.yaml")} == {*C_OUT}
+    assert {kind for kind, _ in QUICK + OTHERS} == {*C_OUT}
