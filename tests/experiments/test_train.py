@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -36,21 +38,29 @@ FIVE_STAGES = (
 
 
 def started(folder, *arguments, devices=1):
-    return subprocess.Popen(
+    """A process, and the file that it writes to: a pipe that nobody reads would stop it."""
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the process is over
+    process = subprocess.Popen(
         [sys.executable, TRAIN, *arguments, f"folder={folder}/run"],
         cwd=folder,
         env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        stdout=said,
+        stderr=said,
     )
+    return process, said
+
+
+def finish(process, file, fails=False):
+    """What a process said, once it is over."""
+    code = process.wait(timeout=900)
+    file.seek(0)
+    said = file.read()
+    assert (code != 0) == fails, said[-3000:]
+    return said
 
 
 def train(folder, *arguments, fails=False, devices=1):
-    process = started(folder, *arguments, devices=devices)
-    said, errors = process.communicate()
-    assert (process.returncode != 0) == fails, errors[-3000:]
-    return said + errors
+    return finish(*started(folder, *arguments, devices=devices), fails)
 
 
 def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
@@ -116,9 +126,8 @@ def test_two_processes_learn_what_one_does_and_folders_keep_to_their_run(tmp_pat
         )
         for i in range(2)
     ]
-    for process in both:
-        _, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors[-3000:]
+    for process, said in both:
+        finish(process, said)
     train(one, *asked)
     assert_agree(two, one, "judge")
     load_module(two / "run/judge/model")
@@ -184,11 +193,12 @@ def test_a_stage_alone_starts_from_the_shipped_parts_and_survives_a_kill(tmp_pat
     for folder in (whole, parts):
         folder.mkdir()
     assert "starts from the vae that comes with optdiff" in train(whole, *arguments)
-    process, curves = started(parts, *arguments), parts / "run/unet/curves.csv"
+    (process, _), curves = started(parts, *arguments), parts / "run/unet/curves.csv"
     while process.poll() is None:
         if curves.exists() and curves.read_text().count("\n") > 4:
             process.kill()
             break
+        time.sleep(0.01)
     assert process.wait() == -9, "it was over before it could be killed"
     train(parts, *arguments)
     rows, others = (read(folder / "run/unet/curves.csv") for folder in (whole, parts))
