@@ -85,7 +85,6 @@ def test_options_reach_what_they_are_of():
 @pytest.mark.parametrize("stage", ["clip", "vae", "unet"])  # the judge stays in float32
 def test_a_stage_computes_in_bfloat16_and_keeps_its_weights_in_float32(stage):
     small = [
-        "preset.vae.task.config.block_out_channels=[8,8,8]",
         "preset.unet.task.config.block_out_channels=[16,16]",
         "preset.unet.task.config.attention_head_dim=2",
     ]
