@@ -1,7 +1,6 @@
 """What a stage's folder says of its run, in `run.json`: what was asked for, and what came of it."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from _sweep import ConfigError
 
-from optdiff import provenance
+from optdiff import provenance, results
 
 HOW_NOT_WHAT = (
     "folder", "preset", "resume", "distributed", "layout", "steps_per_call",
@@ -89,8 +88,4 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _write(folder: Path, note: Mapping[str, Any]) -> None:
-    """Write a note, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".run.json.partial"
-    partial.write_text(json.dumps(note, indent=1) + "\n")
-    os.replace(partial, folder / "run.json")
+    results.write(folder, {"run.json": (json.dumps(note, indent=1) + "\n").encode()})
