@@ -18,6 +18,7 @@ import _training
 import _training_optdiff as ours
 import _training_torch as theirs
 from _network import Result
+from _stages import parts
 from train import assemble
 
 from optdiff.learning.noise_levels import uniform_time
@@ -60,7 +61,8 @@ def drawn(config):
 def test_both_sides_learn_from_the_same_loss(stage, tmp_path):
     """Of the shipped weights, on the same batch and what was drawn with it."""
     config = told(stage)
-    task = assemble(config)._replace(params=network(load_module(SHIPPED / stage)))
+    task = assemble(config, parts(tmp_path, stage, config["task"]))
+    task = task._replace(params=network(load_module(SHIPPED / stage)))
     batch, _ = task.stream.read(task.stream.start)
     ours.hand_over(tmp_path, stage, task, batch)
     expected, _ = jax.jit(task.loss)(task.params, task.frozen, batch, KEY)
