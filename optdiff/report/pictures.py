@@ -25,22 +25,26 @@ SIDE = 60  # pixels of an image, about
 COLUMNS = 1200  # pixels of all columns, about: where there are many, a cell shows fewer images
 PLOT = 112  # pixels of a scatter plot
 GAP, HEAD, LINE, DPI = 8, 72, 14, 100  # pixels, and how many make an inch
-LETTER = 6  # pixels of a letter in a note, at most, on the average
+LETTER, TITLE_LETTER = 6, 10  # pixels of a letter in a note or title, at most, on the average
 INK, DIM, RED, BLUE = "#222222", "#707070", "#C0392B", "#0072B2"
 
 
 class Sheet:
     """A grid of cells of one size in pixels: names on the left, notes and numbers above."""
 
-    def __init__(self, rows: int, columns: int, size: tuple[int, int], longest: int, notes: int):
+    def __init__(
+        self, rows: int, columns: int, size: tuple[int, int], longest: int, title: str, notes: int
+    ):
         self.label = 34 + 7 * longest
         self.head = HEAD + (notes - 1) * LINE
         self.size = size
-        self.width = self.label + columns * (size[0] + GAP)
+        cells = self.label + columns * (size[0] + GAP)
+        self.width = max(cells, 2 * GAP + TITLE_LETTER * len(title))
         self.height = self.head + rows * (size[1] + GAP)
         inches = (self.width / DPI, self.height / DPI)
         self.figure = Figure(figsize=inches, dpi=DPI, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
+        self.write(GAP, 18, title, weight="bold", size=10)
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
         """Pixels from the left and the top to a cell."""
@@ -101,7 +105,8 @@ def samples(
             notes += textwrap.wrap(asked, len(board.budgets) * size[0] // LETTER)
     costs = [_cost(board, method) for method in rows]
     longest = max(map(len, [*rows, *costs, "evaluations"]))
-    sheet = Sheet(len(rows), len(board.budgets), size, longest, len(notes))
+    title = f"{board.problem}: samples of seed {seed}"
+    sheet = Sheet(len(rows), len(board.budgets), size, longest, title, len(notes))
     for (row, method), (column, budget) in product(enumerate(rows), enumerate(board.budgets)):
         if (method, budget) in found:
             draw(sheet.axes(row, column), found[method, budget]["samples"])
@@ -110,7 +115,6 @@ def samples(
         else:
             text, look = _absence(board.cells.get((method, budget)), seed)
             sheet.axes(row, column).text(0.5, 0.5, text, ha="center", va="center", size=9, **look)
-    sheet.write(GAP, 18, f"{board.problem}: samples of seed {seed}", weight="bold", size=10)
     for line, note in enumerate(notes):
         sheet.write(GAP, 36 + line * LINE, note, color=DIM, size=7.5)
     _captions(sheet, board.budgets, rows, costs)

@@ -187,17 +187,32 @@ def test_samples_stand_in_their_own_pixels(study, text):
             np.testing.assert_array_equal(shown[..., 0], enlarged(images[i]))
 
 
-def test_the_picture_says_what_was_asked_for(tmp_path, monkeypatch):
-    sheets = []
+@pytest.fixture
+def sheets(monkeypatch):
+    """The sheets that are drawn, in place of their pixels."""
+    drawn = []
     monkeypatch.setattr(
-        pictures.Sheet, "pixels", lambda sheet: sheets.append(sheet) or np.zeros((9, 9, 3), "u1")
+        pictures.Sheet, "pixels", lambda sheet: drawn.append(sheet) or np.zeros((9, 9, 3), "u1")
     )
+    return drawn
+
+
+def test_the_picture_says_what_was_asked_for(tmp_path, sheets):
     words = [f"a very {'very ' * 9}long prompt, number {i}" for i in range(3)]
     append(tmp_path, job("good"), {"samples": np.full((3, 60, 60), 0.5), "words": words})
     report(tmp_path)
     (sheet,) = sheets
     texts = " ".join(text.get_text() for text in sheet.figure.texts)
     assert "from the left: " + ", ".join(f"“{each}”" for each in words) in texts
+    assert_readable(sheet.figure)
+
+
+def test_a_title_wider_than_the_cells_is_whole(tmp_path, sheets):
+    row = job("good") | {"problem": "a_problem_of_a_long_name"}
+    append(tmp_path, row, {"samples": np.full((1, 60, 60), 0.5)})
+    report(tmp_path)
+    (sheet,) = sheets
+    assert any("long_name: samples" in text.get_text() for text in sheet.figure.texts)
     assert_readable(sheet.figure)
 
 
