@@ -65,7 +65,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
     """What another run was asked for, and what it is now, in words."""
     there, here = (
-        dict(_leaves({name: run.get(name, {}) for name in ("config", "parts")}))
+        dict(results.leaves({name: run.get(name, {}) for name in ("config", "parts")}))
         for run in (before, asked)
     )
     for path in sorted({*there, *here}):
@@ -76,15 +76,6 @@ def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterato
         else:
             old, new = (run.get(path, "nothing") for run in (there, here))
             yield f"{'.'.join(path[1:])} was {old} and is {new}"
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Path and value of each leaf of a configuration; a list counts as one leaf."""
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield from _leaves(entry, (*path, name))
-    else:
-        yield path, value
 
 
 def _write(folder: Path, note: Mapping[str, Any]) -> None:

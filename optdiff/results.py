@@ -211,6 +211,19 @@ def remember(
         return np.load(path, allow_pickle=False)
 
 
+def leaves(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and value of each leaf of a configuration; a list counts as one leaf.
+
+    >>> dict(leaves({"nfe": 8, "sampler": {"eta": 0.5, "orders": [1, 2]}}))
+    {('nfe',): 8, ('sampler', 'eta'): 0.5, ('sampler', 'orders'): [1, 2]}
+    """
+    if isinstance(config, Mapping):
+        for name, entry in config.items():
+            yield from leaves(entry, (*path, name))
+    else:
+        yield path, config
+
+
 def _plain(value: Any, where: str) -> Any:
     """A value as strict JSON has it; numpy and jax scalars and arrays become numbers and lists."""
     if hasattr(value, "tolist"):

@@ -7,9 +7,10 @@ and the names that tell methods apart.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from optdiff import results
 from optdiff.results import Row
 
 NO_METHOD = ("nfe", "seed", "keep", "batch", "refresh", "study", "metrics", "exact")
@@ -39,16 +40,12 @@ def jobs(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 def _leaves_of(row: Row) -> Leaves:
     """What makes the method of a row: path and value of each entry of its configuration."""
     config = {name: entry for name, entry in row["config"].items() if name not in NO_METHOD}
-    return dict(_leaves(config | {"samples": row["samples"]}))
+    entries = results.leaves(config | {"samples": row["samples"]})
+    return {".".join(path): _text(value) for path, value in entries}
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Path and text of each leaf of a configuration; a list counts as one leaf."""
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield from _leaves(entry, f"{path}.{name}" if path else name)
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _names(methods: Sequence[Method]) -> dict[Method, str]:
