@@ -106,12 +106,12 @@ class Curves:
 
 
 def read(path: str | Path) -> list[dict[str, float]]:
-    """The rows of such a file, by column.
+    """The rows of such a file, by column; an empty file has none.
 
     Raises:
       ValueError: if a line has not the columns of the first, naming file and line.
     """
-    header, *rows = csv.reader(io.StringIO(Path(path).read_text()))
+    header, *rows = [*csv.reader(io.StringIO(Path(path).read_text()))] or [[]]
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise ValueError(f"{path}:{number}: {len(row)} fields for {len(header)} columns")

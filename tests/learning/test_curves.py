@@ -1,8 +1,10 @@
 """A step appears once in a table, wherever the process that wrote it was killed."""
 
+import shutil
+
 import pytest
 
-from optdiff.learning.curves import Table, mean_of, read
+from optdiff.learning.curves import Curves, Table, mean_of, read
 
 
 @pytest.fixture
@@ -36,6 +38,32 @@ def test_wherever_the_last_line_is_torn_only_whole_rows_stay(path):
         steps = [row["step"] for row in read(path)]
         left = max(0, whole[:length].count(b"\n") - 1)
         assert steps == [*[10, 20, 30][:left], 40]
+
+
+def test_wherever_a_run_is_killed_its_curves_go_on(tmp_path):
+    """The time too; a kill in the first row, or in the header, leaves none to go on from."""
+    path, board = tmp_path / "curves.csv", tmp_path / "tensorboard"
+    curves = Curves(tmp_path, 0)
+    for step in (10, 20):
+        curves.add(step, float(step), {"loss": 1 / step})
+    curves.close()
+    whole = path.read_bytes()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        shutil.rmtree(board)
+        curves = Curves(tmp_path, 20)
+        curves.add(40, 5.0, {"loss": 0.0})
+        curves.close()
+        left = [10, 20][: max(0, whole[:length].count(b"\n") - 1)]
+        rows = [(row["step"], row["seconds"]) for row in read(path)]
+        assert rows == [*zip(left, left, strict=True), (40, 5 + max(left, default=0))]
+
+
+@pytest.mark.parametrize("text", ["", "step,lo", "step,loss\n"])
+def test_a_file_without_a_whole_row_has_no_rows(tmp_path, text):
+    path = tmp_path / "curves.csv"
+    path.write_text(text)
+    assert read(path) == []
 
 
 def test_other_columns_are_refused(path):
