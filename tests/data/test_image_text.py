@@ -16,6 +16,7 @@ from optdiff.data.image_text import decode
 
 COUNT = 31  # shares no factor with a batch
 KINDS = ("folder", "shards")
+FIRST = {"epoch": 0, "part": 0, "taken": 0}
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +137,11 @@ def test_who_wants_to_can_refuse_broken_images(tmp_path):
         raise OSError(message)
 
     with pytest.raises(OSError, match=r"2\.png: cannot identify image"):
-        take(stream("folder", folder, broken=refuse), {"epoch": 0, "part": 0, "taken": 0}, 1)
+        take(stream("folder", folder, broken=refuse), FIRST, 1)
     for i in range(4):
         folder.joinpath(f"{i}.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"none of 4 images .* first: .*png: cannot"):
-        take(stream("folder", folder), {"epoch": 0, "part": 0, "taken": 0}, 1)
+        take(stream("folder", folder), FIRST, 1)
 
 
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -183,10 +184,43 @@ def test_a_large_jpeg_is_what_its_pixels_are():
         (Image.new("RGBA", (4, 4), (9, 8, 7, 255)), (9, 8, 7)),
         (Image.new("LA", (4, 4), (0, 0)), (255, 255, 255)),
         (Image.new("RGB", (4, 4), (1, 2, 3)).quantize(2), (1, 2, 3)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("I;16", (4, 4), 60 << 8), (60, 60, 60)),
+        (Image.new("I;16B", (4, 4), 60 << 8), (60, 60, 60)),
+        (Image.new("I", (4, 4), 60 << 8), (60, 60, 60)),
     ],
 )
 def test_every_kind_of_image_becomes_colours_on_white(image, colour):
-    np.testing.assert_array_equal(decode(encoded(image), 4), np.full((4, 4, 3), colour))
+    kind = "png" if image.mode not in ("CMYK", "I;16B", "I") else "tiff"
+    data = encoded(image, kind)
+    assert Image.open(io.BytesIO(data)).mode == image.mode
+    np.testing.assert_array_equal(decode(data, 4), np.full((4, 4, 3), colour))
+
+
+def test_grey_of_16_bits_is_that_of_8():
+    """All shades, in a PNG and in a PGM, which Pillow reads as 32 bits; one shade may be clear."""
+    fine = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    coarse = np.broadcast_to((fine >> 8).astype(np.uint8)[..., None], (256, 256, 3))
+    for kind in ("png", "ppm"):
+        np.testing.assert_array_equal(decode(encoded(Image.fromarray(fine), kind), 256), coarse)
+    clear = decode(encoded(Image.fromarray(fine), transparency=7), 256)
+    np.testing.assert_array_equal(clear, np.where(fine[..., None] == 7, 255, coarse))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("F", (4, 4), 0.5),
+        Image.new("I", (4, 4), 1 << 16),
+        Image.new("I", (4, 4), -1),
+    ],
+)
+def test_grey_without_a_known_white_is_broken(image, tmp_path):
+    folder = write_folder(tmp_path / "folder", 3)
+    folder.joinpath("1.png").write_bytes(encoded(image, "tiff"))  # Pillow goes by the content
+    told = []
+    take(stream("folder", folder, batch=3, broken=told.append), FIRST, 1)
+    assert len(told) == 1 and "1.png: " in told[0] and "save it with 8 or 16 bits" in told[0]
 
 
 def test_an_image_stands_as_its_camera_was_held():
