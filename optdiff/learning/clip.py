@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from optdiff.learning.task import Task
 from optdiff.nn.checkpoint import save_module
 from optdiff.nn.clip.config import CLIPConfig
+from optdiff.nn.clip.images import preprocessor, to_clip
 from optdiff.nn.clip.model import CLIP, TextEncoder
 from optdiff.nn.network import Network, network
 from optdiff.nn.tensorfile import write_json
@@ -45,12 +46,6 @@ def contrastive(
     loss = optax.softmax_cross_entropy_with_integer_labels
     both = (loss(logits, own).mean() + loss(logits.T, own).mean()) / 2.0
     return both, {"retrieval": jnp.mean(jnp.argmax(logits, -1) == own), "scale": scale}
-
-
-def to_clip(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Images in [0, 1] as the vision tower takes them: mean 0.5 and deviation 0.5 of each channel,
-    which is what the `preprocessor_config.json` beside the weights says."""
-    return 2.0 * images - 1.0
 
 
 def task(
@@ -111,17 +106,6 @@ def task(
         pictures=None,
         save=save,
     )
-
-
-def preprocessor(side: int) -> dict[str, Any]:
-    """What transformers' CLIPImageProcessor must know to give the tower what `to_clip` does."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
 
 
 def padded(tokenizer: Any, length: int) -> Callable[[Sequence[str]], Int[np.ndarray, "b n"]]:

@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from optdiff.learning.clip import to_clip
 from optdiff.learning.distances import Distance, absolute
 from optdiff.learning.task import Task
 from optdiff.nn.checkpoint import save_module
+from optdiff.nn.clip.images import to_clip
 from optdiff.nn.network import Network, network
 from optdiff.nn.vae.config import VAEConfig
 from optdiff.nn.vae.model import VAE

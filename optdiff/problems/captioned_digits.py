@@ -19,11 +19,12 @@ from optdiff.data.captioned_digits import COLOURS, SIZES, Attributes, draw, rend
 from optdiff.data.captions import HELD_OUT, TRAINED, captions, tells
 from optdiff.denoisers import Guided
 from optdiff.nn.checkpoint import Pipeline, load, load_module
+from optdiff.nn.clip.images import to_clip
 from optdiff.nn.clip.tokenizer import tokenize
 from optdiff.nn.judge.model import Verdict
 from optdiff.nn.network import Network, network
 from optdiff.problems.stable_diffusion import from_pipeline, stable_diffusion
-from optdiff.problems.text_to_image import TextToImage, in_batches
+from optdiff.problems.text_to_image import TextToImage, drawn, in_batches
 from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "digits"
@@ -32,7 +33,6 @@ SHIPPED = Path(__file__).parents[1] / "pretrained" / "digits"
 LEARNT_PICTURES = 20_000
 """Pictures that stand for the training strokes: each some ten times, turned and sheared anew."""
 
-_TAG = 2**31 - 3  # draws the prompt; never a step's index
 _REDRAWN = 2**31 - 4  # draws images that are reconstructed, and copies; no seed of samples
 
 
@@ -279,10 +279,7 @@ def alone(
 
 @jax.jit
 def _conditions(text_encoder: Network, prompts: Cond, keys: Keys) -> Cond:
-    count = len(prompts["ids"])
-    draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _TAG), (), 0, count))
-    row = draw(keys)
-    chosen = jax.tree.map(lambda leaf: leaf[row], prompts)
+    chosen = drawn(prompts, keys)
     return {**chosen, "context": text_encoder.module()(chosen["ids"]).last_hidden_state}
 
 
@@ -293,8 +290,7 @@ def _judge(judge: Network, images: Samples) -> Verdict:
 
 @jax.jit
 def _see(clip: Network, images: Samples) -> Float[Array, "b p"]:
-    # As training did: mean 0.5 and deviation 0.5 of each channel.
-    return clip.module().image_features(2.0 * images.astype(jnp.float32) - 1.0)
+    return clip.module().image_features(to_clip(images.astype(jnp.float32)))
 
 
 @jax.jit

@@ -57,9 +57,7 @@ class TextToImage:
 
     def condition(self, keys: Keys) -> Cond:
         """One of the prompts for each sample."""
-        count = len(jax.tree.leaves(self.prompts)[0])
-        draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _TAG), (), 0, count))
-        return jax.tree.map(lambda leaf: leaf[draw(keys)], self.prompts)
+        return drawn(self.prompts, keys)
 
     def from_noise(self, noise: Samples, sigma: Sigma) -> Samples:
         """Where sampling starts from unit noise: `sqrt(1 + sigma^2) n`, the marginal of data of
@@ -104,6 +102,18 @@ class TextToImage:
         """How the checkpoint's DDIM finishes, see `settle`; goes with levels of its own spacing."""
         to_zero = dict(self.scheduler).get("set_alpha_to_one", True)
         return settle(0.0 if to_zero else self.schedule.sigma_min)
+
+
+def drawn(prompts: Cond, keys: Keys) -> Cond:
+    """One of the prompts, a pytree with the prompts first, for each key, whatever its company.
+
+    >>> drawn({"ids": jnp.ones((3, 7))}, jax.random.split(jax.random.key(0), 5))["ids"].shape
+    (5, 7)
+    """
+    count = len(jax.tree.leaves(prompts)[0])
+    draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _TAG), (), 0, count))
+    rows = draw(keys)
+    return jax.tree.map(lambda leaf: leaf[rows], prompts)
 
 
 @cache
