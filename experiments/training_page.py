@@ -4,11 +4,14 @@ python experiments/training_page.py outputs/training/small
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from _note import read
+import _note
 
-from optdiff.report.training import read_curves, training_figure
+from optdiff.learning import curves
+from optdiff.report.training import training_figure
 from optdiff.results import write
 
 STAGES = ("judge", "clip", "vae", "unet")
@@ -16,37 +19,37 @@ PAGE = Path("results/training")
 
 
 def main(run: Path, page: Path = PAGE) -> None:
-    missing = [stage for stage in STAGES if "scores" not in (read(run / stage) or {})]
+    notes = {stage: _note.read(run / stage) or {} for stage in STAGES}
+    missing = [stage for stage, note in notes.items() if "scores" not in note]
     if missing:
-        raise SystemExit(f"{run} has not finished {', '.join(missing)}")
-    curves = {stage: read_curves(run / stage / "curves.csv") for stage in STAGES}
-    files = {f"{stage}.csv": (run / stage / "curves.csv").read_bytes() for stage in STAGES}
-    files |= {"curves.svg": training_figure(curves), "scores.md": scores(run).encode()}
-    write(page, files)
-    print(scores(run))
+        raise SystemExit(
+            f"{run} has not finished {', '.join(missing)}; this goes on with it, options as before:"
+            f"\npython experiments/train.py -m stage={','.join(missing)} folder={run}"
+        )
+    tables = {stage: run / stage / "curves.csv" for stage in STAGES}
+    rows = {stage: curves.read(table) for stage, table in tables.items()}
+    told = scores(notes, {stage: rows[stage][-1]["seconds"] for stage in STAGES})
+    files = {f"{stage}.csv": table.read_bytes() for stage, table in tables.items()}
+    write(page, files | {"curves.svg": training_figure(rows), "scores.md": told.encode()})
+    print(told)
 
 
-def scores(run: Path) -> str:
-    """A table: what each stage took, and how good its network is on what nothing learned from."""
+def scores(notes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> str:
+    """A table: what each stage took, over all sessions of its run, and how good its network is on
+    what nothing learned from.
+    """
     lines = [
         "| stage | updates x batch | seed | on | seconds | scores on held-out data |",
         "| --- | --- | --- | --- | ---: | --- |",
     ]
-    for stage in STAGES:
-        note = read(run / stage)
+    for stage, note in notes.items():
         config = note["config"]
         told = ", ".join(f"{name} {value:.4g}" for name, value in note["scores"].items())
-        seconds = curves_seconds(run / stage)
         lines.append(
             f"| {stage} | {config['steps']} x {config['batch']} | {config['seed']} | "
-            f"{note['device']} | {seconds:.0f} | {told} |"
+            f"{note['device']} | {seconds[stage]:.0f} | {told} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def curves_seconds(folder: Path) -> float:
-    """Seconds of training over all sessions of a run."""
-    return read_curves(folder / "curves.csv")["seconds"][-1]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,8 @@
 This file owns panels and axes; the numbers are those of `curves.csv`, the style is `frames`'.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,31 +26,28 @@ TITLES = {
 }
 
 
-def training_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Curves by stage and column as SVG: the loss on a logarithmic axis at the left of each panel,
-    what else was watched at the right.
+Rows = Sequence[Mapping[str, float]]
+
+
+def training_figure(curves: Mapping[str, Rows]) -> bytes:
+    """Curves by stage as SVG: the loss on a logarithmic axis at the left of each panel, what else
+    was watched at the right.
 
     Args:
-      curves: columns by name for each stage, `step` and `loss` among them.
+      curves: rows for each stage, at least one, with `step` and `loss` among their columns.
     """
     figure = Figure(figsize=(9.6, 2.5 * -(-len(curves) // 2)), layout="constrained")
     grid = figure.subplots(-(-len(curves) // 2), 2, squeeze=False)
     for axes in grid.flat[len(curves) :]:
         axes.set_axis_off()
-    for axes, (stage, columns) in zip(grid.flat, curves.items(), strict=False):
-        _panel(axes, stage, columns)
+    for axes, (stage, rows) in zip(grid.flat, curves.items(), strict=False):
+        _panel(axes, stage, rows)
     return svg(figure)
 
 
-def read_curves(path: Path) -> dict[str, list[float]]:
-    """The columns of a `curves.csv`."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
-
-
-def _panel(axes: Axes, stage: str, columns: Mapping[str, Sequence[float]]) -> None:
-    steps = np.asarray(columns["step"])
+def _panel(axes: Axes, stage: str, rows: Rows) -> None:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    steps = columns["step"]
     axes.set_title(TITLES.get(stage, stage), fontsize=POINTS + 1, loc="left", color=INK)
     axes.plot(steps, columns["loss"], color=PALETTE[0], linewidth=1.6)
     axes.set_yscale("log")
