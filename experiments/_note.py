@@ -10,15 +10,23 @@ from _sweep import ConfigError
 
 from optdiff import provenance, results
 
-HOW_NOT_WHAT = (
-    "folder", "preset", "resume", "distributed", "layout", "steps_per_call",
-    "log_every", "save_every", "watch_every",
+WHAT = (
+    "task", "data", "held_out", "critics", "seed", "steps", "batch", "accumulate",
+    "optimizer", "clip", "ema_decay", "dtype",
 )  # fmt: skip
-"""Entries that may change when a run goes on: they do not change what it learns."""
+"""Entries that decide what is learned. All others say how, or are in these already."""
+
+TOKENIZER = ("task", "texts")
+"""Those that a tokenizer is made of."""
+
+NEVER = (("config", "seed"), ("config", "data", "_target_"))
+"""What no run goes on with another of: its random numbers, and what its position counts."""
 
 
-def begin(folder: Path, config: Mapping[str, Any], parts: Mapping[str, Path], device: str) -> bool:
-    """Note which run this is, before it learns anything.
+def begin(
+    folder: Path, config: Mapping[str, Any], parts: Mapping[str, Path], device: str
+) -> dict[str, Any] | None:
+    """What to note of this run once it begins to learn.
 
     Args:
       folder: of the stage.
@@ -27,33 +35,35 @@ def begin(folder: Path, config: Mapping[str, Any], parts: Mapping[str, Path], de
       device: what it runs on, in words.
 
     Returns:
-      Whether there is anything left to do: False if the folder holds this very run, finished.
+      The note, for `write`; None if the folder holds this very run, finished.
 
     Raises:
-      ConfigError: if the folder holds another run and `resume` is not `any`, naming what differs.
+      ConfigError: if the folder holds another run and `resume` is not `any`, naming what differs;
+        or if it differs in what a run cannot change.
     """
     asked = {
-        "config": {name: value for name, value in config.items() if name not in HOW_NOT_WHAT},
+        "config": {name: value for name, value in config.items() if name != "preset"},
         "parts": {part: provenance.content_digest(path) for part, path in parts.items()},
     }
     asked, before = json.loads(json.dumps(asked)), read(folder)
     learned = any((folder / "checkpoints").glob("[0-9]*")) or (folder / "model").exists()
-    others = list(_differences(before, asked)) if before is not None and learned else []
-    if others and config["resume"] != "any":
+    others = dict(_differences(before, asked)) if before is not None and learned else {}
+    never = [others[path] for path in NEVER if path in others]
+    if never or (others and config["resume"] != "any"):
+        either = "" if never else ", or go on with its weights all the same: resume=any"
         raise ConfigError(
-            f"{folder} holds another run: {'; '.join(others)}. Train into another folder=..., "
-            "delete this one to start anew, or go on with its weights all the same: resume=any"
+            f"{folder} holds another run: {'; '.join(never or others.values())}. Train into "
+            f"another folder=..., {'or ' * bool(never)}delete this one to start anew{either}"
         )
     if learned and not others and "scores" in (before or {}):
-        return False
+        return None
     told = {"command": " ".join(["python", *sys.argv])}
-    _write(folder, told | asked | provenance.provenance(device))
-    return True
+    return told | asked | provenance.provenance(device)
 
 
-def finish(folder: Path, **found: Any) -> None:
-    """Add what came of the run."""
-    _write(folder, {**(read(folder) or {}), **found})
+def write(folder: Path, note: Mapping[str, Any]) -> None:
+    """Put the note of a folder in its place, whole."""
+    results.write(folder, {"run.json": (json.dumps(note, indent=1) + "\n").encode()})
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -62,21 +72,23 @@ def read(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
-    """What another run was asked for, and what it is now, in words."""
-    there, here = (
-        dict(results.leaves({name: run.get(name, {}) for name in ("config", "parts")}))
-        for run in (before, asked)
-    )
+def _differences(
+    before: Mapping[str, Any], asked: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where another run was asked for something else than this one, and both in words."""
+    names = TOKENIZER if asked["config"]["stage"] == "tokenizer" else WHAT
+    there, here = (dict(results.leaves(_chosen(run, names))) for run in (before, asked))
     for path in sorted({*there, *here}):
-        if path[1] in HOW_NOT_WHAT or there.get(path) == here.get(path):
+        if there.get(path) == here.get(path):
             continue
         if path[0] == "parts":
-            yield f"its {path[1]} was another"
+            yield path, f"its {path[1]} was another"
         else:
             old, new = (run.get(path, "nothing") for run in (there, here))
-            yield f"{'.'.join(path[1:])} was {old} and is {new}"
+            yield path, f"{'.'.join(path[1:])} was {old} and is {new}"
 
 
-def _write(folder: Path, note: Mapping[str, Any]) -> None:
-    results.write(folder, {"run.json": (json.dumps(note, indent=1) + "\n").encode()})
+def _chosen(run: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    config = run.get("config", {})
+    asked = {name: config[name] for name in names if name in config}
+    return {"config": asked, "parts": run.get("parts", {})}

@@ -13,11 +13,10 @@ import numpy as np
 import optax
 from _side import Work, medians, serve
 from _stages import parts
-from train import assemble, optimizer
+from train import assemble, dtype, optimizer
 
 from optdiff.allocator import keep_freed_memory
 from optdiff.learning.layouts import all_devices, everywhere, over_devices, replicated, shardings
-from optdiff.learning.precision import compute_dtype
 from optdiff.learning.step import initial_state, step_function
 from optdiff.learning.task import Task
 from optdiff.learning.unet import Teachers
@@ -29,8 +28,7 @@ def prepare(job: dict[str, Any]) -> Work:
     """The step of the stage that the job asks for; its networks and a batch go to the folder."""
     keep_freed_memory()
     config, device = job["config"], jax.devices()[0]
-    dtype = compute_dtype().__name__ if config["dtype"] == "auto" else config["dtype"]
-    task = assemble(config, parts(Path(config["folder"]), config["stage"], config["task"]))
+    task = assemble(config, parts(config))
     batch, _ = task.stream.read(task.stream.start)
     hand_over(Path(job["folder"]), config["stage"], task, batch)
     pieces = {name: waiting(piece) for name, piece in programs(config, task, batch).items()}
@@ -41,7 +39,7 @@ def prepare(job: dict[str, Any]) -> Work:
         facts=lambda: {
             "pieces": medians(pieces, job["repeats"]),
             "batch": config["batch"],
-            "machine": ", ".join([dtype, *[device.device_kind] * accelerated]),
+            "machine": ", ".join([dtype(config), *[device.device_kind] * accelerated]),
             "versions": f"Python {platform.python_version()}, {versions}",
         },
         peak=(lambda: device.memory_stats()["peak_bytes_in_use"]) if accelerated else None,

@@ -6,7 +6,6 @@ python experiments/evaluate.py -m experiment=few_step
 """
 
 import json
-import os
 import sys
 import time
 from functools import cache, lru_cache, partial
@@ -17,6 +16,7 @@ import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _device import device
 from _sweep import ConfigError, build, build_once, check_targets, label, run, single, text
 from omegaconf import DictConfig, OmegaConf
 from threadpoolctl import threadpool_limits
@@ -185,13 +185,6 @@ def sample_shape(problem_config: str) -> tuple[int, ...]:
     keys = sample_keys(0, 1)
     x = jax.eval_shape(lambda p: start(p, keys, jnp.ones(()), p.condition(keys)), problem)
     return x.shape[1:]
-
-
-def device() -> str:
-    """What jobs run on, in words."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    return f"{len(devices)} x {devices[0].platform} ({kind}), {os.cpu_count()} processor cores"
 
 
 def summary(row: results.Row) -> str:

@@ -12,28 +12,30 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import hydra
 import jax
 import optax
-from _note import begin, finish
-from _stages import SHIPPED, earlier, found, parts, pictures
+from _device import device
+from _note import begin, write
+from _stages import SHIPPED, STAGES, critics, earlier, parts, pictures
 from _sweep import ConfigError, build, check_targets, run
 from jax.experimental import multihost_utils
 from omegaconf import DictConfig, OmegaConf
 
 from optdiff.allocator import keep_freed_memory
 from optdiff.images import tile, to_pixels, write_png
+from optdiff.learning.checkpoints import ResumeError
 from optdiff.learning.layouts import whole
 from optdiff.learning.loop import train
 from optdiff.learning.precision import compute_dtype
 from optdiff.learning.task import Task
-
-STAGES = ("tokenizer", "judge", "clip", "vae", "unet")
+from optdiff.nn.checkpoint import Pipeline
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -42,24 +44,29 @@ def main(config: DictConfig) -> None:
         raise ConfigError(f"stage is one of {', '.join(STAGES)}, not {config.stage!r}")
     wanted = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_targets({k: v for k, v in wanted.items() if k != "preset"}, "config")
+    check_numbers(wanted)
     keep_freed_memory()
     if wanted["distributed"] is not None and not jax.distributed.is_initialized():
         jax.distributed.initialize(**wanted["distributed"])
-    learn(wanted, Path(wanted["folder"]) / wanted["stage"])
+    try:
+        learn(wanted, Path(wanted["folder"]) / wanted["stage"])
+    except (ResumeError, FloatingPointError) as error:  # which say what to do
+        raise ConfigError(f"{wanted['stage']}: {error}") from error
     if jax.process_count() > 1:  # the next stage reads what the first process writes
         multihost_utils.sync_global_devices(wanted["stage"])
 
 
 def learn(config: dict[str, Any], folder: Path) -> None:
     """Learn one stage and leave its finished network, scores and story in its folder."""
-    began, stage = time.perf_counter(), config["stage"]
-    used = parts(folder.parent, stage, config["task"])
-    if not begin(folder, config, used, device()):
+    start, stage = time.perf_counter(), config["stage"]
+    used, beside = parts(config), critics(config)
+    note = begin(folder, config, used, device())
+    if note is None:
         print(f"{stage}: finished before, in {folder}")
         return
-    for part, path in used.items():
+    for part, path in (used | beside).items():
         if path.is_relative_to(SHIPPED):
-            print(f"{stage}: starts from the {part} that comes with optdiff")
+            print(f"{stage}: takes the {part} that comes with optdiff")
     task = assemble(config, used)
     if isinstance(task, Task):
         state = train(
@@ -70,19 +77,19 @@ def learn(config: dict[str, Any], folder: Path) -> None:
             frozen=task.frozen,
             folder=folder,
             layout=build(config["layout"]),
+            begun=partial(write, folder, note) if jax.process_index() == 0 else None,
             watch=None if config["watch_every"] is None else partial(watch, task, folder),
             label=stage,
-            **{name: config[name] for name in LOOP if config[name] is not None},
+            **{name: config[name] for name in LOOP if config[name] is not None},  # watch_every
         )
-        learned = whole(state.ema if config["ema_decay"] else state.params)
+        learned = whole(state.ema)
         scores, save = task.scores(learned), partial(task.save, learned)
     else:  # a tokenizer, which no gradient leads to
         scores, save = {"vocabulary": len(task)}, task.save_pretrained
     if jax.process_index() == 0:
-        critics = config["critics"] if stage == "unet" else []
-        beside = {part: found(folder.parent, part) for part in critics}
         publish(save, folder / "model", beside)
-        finish(folder, scores=scores, seconds=round(time.perf_counter() - began, 1))
+        seconds = round(time.perf_counter() - start, 1)
+        write(folder, note | {"scores": scores, "seconds": seconds})
         print(f"{stage}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
 
 
@@ -93,26 +100,62 @@ LOOP = (
 """What the loop is told as it stands in the configuration."""
 
 
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuse counts that nothing can be learned by.
+
+    Raises:
+      ConfigError: naming all of them.
+    """
+    least = {name: 1 for name in ("batch", *LOOP) if name not in ("seed", "ema_decay")}
+    least |= {"seed": 0, "steps": int(config["stage"] != "tokenizer")}
+    wrong = [
+        f"{name} = {config[name]!r} must be a whole number of at least {low}"
+        for name, low in least.items()
+        if not (type(config[name]) is int and config[name] >= low)
+        and not (name == "watch_every" and config[name] is None)
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
 def assemble(config: dict[str, Any], used: Mapping[str, Path]) -> Any:
     """The stage's task, with the networks that it starts from."""
-    stage, task = config["stage"], config["task"]
-    if stage == "tokenizer":
-        if "texts" not in config:
-            raise ConfigError("this data has no `texts`, which a tokenizer learns from")
-        return build(task)(build(config["texts"]))
-    dtype = config["dtype"] if config["dtype"] != "auto" else compute_dtype().__name__
-    rest = {"pictures": pictures} if stage == "unet" else {}
-    return build(task)(
-        data=build(config["data"]),
-        held_out=build(config["held_out"]),
-        seed=config["seed"],
-        batch=config["batch"],
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        dtype=dtype,
-        **earlier(stage, used, config["preset"]["side"]),
-        **rest,
-    )
+    stage, task = config["stage"], build(config["task"])
+    if stage == "tokenizer" and "texts" not in config:
+        raise ConfigError("this data has no `texts`, which a tokenizer learns from")
+    try:
+        if stage == "tokenizer":
+            return task(build(config["texts"]))
+        rest = {"pictures": previews(config)} if stage == "unet" else {}
+        return task(
+            data=build(config["data"]),
+            held_out=build(config["held_out"]),
+            seed=config["seed"],
+            batch=config["batch"],
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            dtype=dtype(config),
+            **earlier(stage, used),
+            **rest,
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # data that is not there, choices that do not go together
+        raise ConfigError(f"{stage}: {error}") from error
+
+
+def dtype(config: Mapping[str, Any]) -> str:
+    """The name of what networks compute in."""
+    return config["dtype"] if config["dtype"] != "auto" else compute_dtype().__name__
+
+
+def previews(config: Mapping[str, Any]) -> Callable[[Pipeline], Any] | None:
+    """What makes pictures of the data's prompts, or else of its first captions, if any."""
+    prompts = config.get("prompts")
+    if prompts is None and "texts" in config and config["watch_every"] is not None:
+        prompts = list(islice(build(config["texts"]), 8))
+    return partial(pictures, prompts=prompts) if prompts else None
 
 
 def optimizer(config: dict[str, Any]) -> optax.GradientTransformation:
@@ -149,12 +192,6 @@ def publish(save: Any, model: Path, beside: Mapping[str, Path]) -> None:
         os.replace(model, old)
     os.replace(fresh, model)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def device() -> str:
-    """What is learned on, in words."""
-    kind = f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})"
-    return f"{jax.device_count()} x {kind}, {os.cpu_count()} processor cores"
 
 
 if __name__ == "__main__":

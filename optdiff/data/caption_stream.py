@@ -54,7 +54,7 @@ def captioned_digits(
       `Attributes`, and `ids` (b, tokens).
 
     Raises:
-      ValueError: if a batch does not divide among the hosts.
+      ValueError: if a batch does not divide among the hosts, or nobody has these strokes.
 
     >>> stream = captioned_digits(batch=4, who="judge")
     >>> batch, position = stream.read(stream.start)

@@ -6,7 +6,7 @@ stream to learn from in `caption_stream.py`.
 """
 
 from functools import lru_cache, partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +64,14 @@ class Attributes(NamedTuple):
 def strokes(who: Who) -> Float[np.ndarray, "10 n 28 28"]:
     """Scanned digits as ink in [0, 1], (10, n, 28, 28); no digit in two sets.
 
+    Raises:
+      ValueError: if it is none of them.
+
     >>> [strokes(who).shape[1] for who in ("generator", "judge", "held_out")]
     [200, 200, 100]
     """
+    if who not in get_args(Who):
+        raise ValueError(f"there are strokes of {', '.join(get_args(Who))}, not of {who!r}")
     train, held_out = digits()
     images, labels = held_out if who == "held_out" else train
     by_kind = np.stack([images[labels == kind] for kind in range(10)]) / 2.0 + 0.5

@@ -17,6 +17,10 @@ from orbax.checkpoint import v1 as ocp
 from optdiff.learning.step import State
 
 
+class ResumeError(ValueError):
+    """A folder holds a run that cannot be gone on with as asked."""
+
+
 class Checkpoints:
     """The checkpoints in a folder. Close it (or leave its `with`) to wait for the last to land.
 
@@ -68,8 +72,8 @@ class Checkpoints:
           The state, and where this process's stream stood.
 
         Raises:
-          ValueError: if there are checkpoints and none can be read, or if they were made by another
-            number of processes whose streams stood at different places.
+          ResumeError: if there are checkpoints and none can be read, or if they were made by
+            another number of processes whose streams stood at different places.
         """
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -86,7 +90,7 @@ class Checkpoints:
                 self._held = step
                 return state, self._own(positions, step)
         if first_error is not None:
-            raise ValueError(
+            raise ResumeError(
                 f"{self.folder}: no checkpoint could be restored. Were they made with another "
                 "network or optimizer? Train into another folder, or delete this one to start anew."
             ) from first_error
@@ -97,7 +101,7 @@ class Checkpoints:
             return positions[jax.process_index()]
         if all(position == positions[0] for position in positions):
             return positions[0]
-        raise ValueError(
+        raise ResumeError(
             f"{self.folder / str(step)} was saved by {len(positions)} processes whose streams "
             f"stood at different places: resume with as many, not with {jax.process_count()}"
         )

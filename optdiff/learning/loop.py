@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from optdiff.learning.checkpoints import Checkpoints
+from optdiff.learning.checkpoints import Checkpoints, ResumeError
 from optdiff.learning.interruption import Interrupted, Wish
 from optdiff.learning.layouts import (
     Layout,
@@ -61,6 +61,7 @@ def train(
     log_every: int = 50,
     save_every: int = 1000,
     keep: int = 3,
+    begun: Callable[[], None] | None = None,
     watch: Watch | None = None,
     watch_every: int = 1000,
     label: str = "training",
@@ -93,6 +94,7 @@ def train(
       log_every: steps between looks. Curves are means over the steps since the last.
       save_every: steps between checkpoints.
       keep: how many of the last checkpoints stay.
+      begun: called before the first step, once the checkpoint to go on from has been read.
       watch: called with the averaged parameters, whole on one device, and the step, in every
         process.
       watch_every: steps between calls of `watch`.
@@ -105,7 +107,8 @@ def train(
       Interrupted: on SIGTERM or Ctrl-C, the state saved; a SystemExit.
       FloatingPointError: at the first step whose loss, gradient or update is not finite; the state
         before it is saved.
-      ValueError: if the folder holds a run of another seed, network or optimizer, or other columns.
+      ResumeError: if the folder holds a run of another seed, network or optimizer.
+      ValueError: if its curves have other columns.
 
     >>> import numpy as np
     >>> stream = Stream(0, lambda i: ({"x": np.full((2, 1), i % 2, np.float32)}, i + 1))
@@ -125,6 +128,8 @@ def train(
         if folder is not None:
             checkpoints = stack.enter_context(Checkpoints(Path(folder) / "checkpoints", keep))
             state, position = _resumed(checkpoints, state, position)
+        if begun is not None:
+            begun()
         step = int(state.step)
         record = stack.enter_context(Record(folder, checkpoints, step, position, steps, label))
         sizes = _sizes(step, steps, steps_per_call, intervals)
@@ -183,7 +188,7 @@ def _resumed(checkpoints: Checkpoints, state: State, position: Any) -> tuple[Sta
     if found is None:
         return state, position
     if not (jax.random.key_data(found[0].key) == jax.random.key_data(state.key)).all():
-        raise ValueError(
+        raise ResumeError(
             f"{checkpoints.folder} holds a run of another seed: give that seed to go on with it, "
             "or train into another folder"
         )

@@ -108,12 +108,15 @@ def task(
     dtype: str = "float32",
     scored: int = 2048,
     pictures: Callable[[Pipeline], Any] | None = None,
-    **stream: Any,
+    batch: int,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Task:
     """The denoiser to learn.
 
     Args:
-      data: `data(tokenize=..., seed=..., **stream)` is a stream of images and ids.
+      data: `data(tokenize=..., seed=..., batch=..., host=..., hosts=...)` is a stream of images
+        and ids.
       held_out: likewise, of pictures to be scored on.
       config: fields of diffusers' UNet2DConditionModel; channels, size and the context's width
         come from the autoencoder and the text encoder.
@@ -125,7 +128,7 @@ def task(
       dtype: what to compute in; weights that learn or are saved are float32.
       scored: held-out images that the loss is measured on.
       pictures: makes pictures of a pipeline, to be seen while it learns.
-      stream: batch, host, hosts: what the loop wants of the stream.
+      batch, host, hosts: examples that an update sees, and which share this process reads.
     """
     width, channels = text_encoder.config.hidden_size, vae.config.latent_channels
     settled = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
@@ -166,7 +169,7 @@ def task(
         params=network(unet),
         frozen=teachers,
         loss=loss,
-        stream=data(tokenize=tokenize, seed=seed, **stream),
+        stream=data(tokenize=tokenize, seed=seed, batch=batch, host=host, hosts=hosts),
         scores=scores,
         pictures=None if pictures is None else lambda learned: pictures(pipeline(learned)),
         save=lambda learned, path: save(path, pipeline(learned)),

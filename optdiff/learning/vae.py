@@ -90,12 +90,14 @@ def task(
     perceptual: float = 0.0,
     dtype: str = "float32",
     scored: int = 1024,
-    **stream: Any,
+    batch: int,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Task:
     """The autoencoder to learn.
 
     Args:
-      data: `data(seed=..., **stream)` is a stream of images.
+      data: `data(seed=..., batch=..., host=..., hosts=...)` is a stream of images.
       held_out: likewise, of images to be scored on.
       config: fields of diffusers' AutoencoderKL; the scaling factor is measured at the end.
       seed: of the first weights and of the stream.
@@ -103,7 +105,7 @@ def task(
       distance, kl, perceptual: see `autoencoding`.
       dtype: what to compute in; weights are float32.
       scored: held-out images that scores and the latents' scale are measured on.
-      stream: batch, host, hosts: what the loop wants of the stream.
+      batch, host, hosts: examples that an update sees, and which share this process reads.
     """
     if perceptual and clip is None:
         raise ValueError(f"perceptual = {perceptual}, but there is no CLIP whose features to take")
@@ -140,7 +142,7 @@ def task(
         params=network(vae),
         frozen=None if clip is None else network(clip),
         loss=partial(autoencoding, distance=distance, kl=kl, perceptual=perceptual),
-        stream=data(seed=seed, **stream),
+        stream=data(seed=seed, batch=batch, host=host, hosts=hosts),
         scores=scores,
         pictures=pictures,
         save=save,

@@ -68,11 +68,13 @@ def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
     train(tmp_path, "stage=tokenizer")
     assert load_tokenizer(tmp_path / "run/tokenizer/model").model_max_length == 24
     (tmp_path / "run" / "clip").mkdir()
+    (tmp_path / "run" / "clip" / "run.json").write_text("{}")  # begun
     said = train(tmp_path, "stage=unet", *QUICK, "steps=1", fails=True)
     assert "run/clip is not finished; go on with stage=clip first" in said
     assert "stage is one of" in train(tmp_path, "stage=unett", fails=True)
     said = train(tmp_path / "new", "stage=unet", "preset.side=64", fails=True)
-    assert "digits/vae learned images of 32 pixels, and preset.side is 64" in said
+    assert "strokes of generator" in train(tmp_path / "new", "stage=vae", "data.who=me", fails=True)
+    assert "digits/clip learned images of 32 pixels, and preset.side is 64" in said
 
 
 def assert_agree(folder, other, *stages):
@@ -139,7 +141,10 @@ def test_two_processes_learn_what_one_does_and_folders_keep_to_their_run(tmp_pat
     asked += "steps=22", "rate=1e-3"
     said = train(two, *asked, fails=True)
     assert "run/judge holds another run: " in said and "resume=any" in said
-    assert "; rate was 0.002 and is 0.001; " in said and "; steps was 20 and is 22. " in said
+    assert (
+        "optimizer.learning_rate.peak was 0.002 and is 0.001; " in said
+        and "; steps was 20 and is 22. " in said
+    )
     train(two, *asked, "resume=any")
     assert [row["step"] for row in read(two / "run/judge/curves.csv")] == [*range(1, 23)]
 
@@ -192,7 +197,7 @@ def test_a_stage_alone_starts_from_the_shipped_parts_and_survives_a_kill(tmp_pat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    assert "starts from the vae that comes with optdiff" in train(whole, *arguments)
+    assert "takes the vae that comes with optdiff" in train(whole, *arguments)
     (process, _), curves = started(parts, *arguments), parts / "run/unet/curves.csv"
     while process.poll() is None:
         if curves.exists() and curves.read_text().count("\n") > 4:

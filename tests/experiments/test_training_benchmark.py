@@ -61,7 +61,7 @@ def drawn(config):
 def test_both_sides_learn_from_the_same_loss(stage, tmp_path):
     """Of the shipped weights, on the same batch and what was drawn with it."""
     config = told(stage)
-    task = assemble(config, parts(tmp_path, stage, config["task"]))
+    task = assemble(config, parts(config))
     task = task._replace(params=network(load_module(SHIPPED / stage)))
     batch, _ = task.stream.read(task.stream.start)
     ours.hand_over(tmp_path, stage, task, batch)

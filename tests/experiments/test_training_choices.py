@@ -91,7 +91,7 @@ def test_a_stage_computes_in_bfloat16_and_keeps_its_weights_in_float32(stage):
 
     def made(dtype):
         config = told(f"stage={stage}", "batch=8", f"dtype={dtype}", *small)
-        task = train.assemble(config, parts(Path("nowhere"), stage, config["task"]))
+        task = train.assemble(config, parts(config))
         batch, _ = task.stream.read(0)
         arguments = task.params, task.frozen, batch, jax.random.key(0)
         (loss, _), gradient = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(*arguments)

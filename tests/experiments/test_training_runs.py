@@ -1,0 +1,154 @@
+"""Which run a folder of train.py holds, what that starts from, and what is refused at once."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+import _note
+import train
+from _stages import critics, parts
+from _sweep import ConfigError
+
+from optdiff.problems.captioned_digits import SHIPPED
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(folder, *choices):
+    """The configuration of train.py."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [f"folder={folder}", *choices])
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def noted(folder, *choices, learned=True):
+    """Write the note of a run that has learned something, and return it."""
+    config = told(folder, *choices)
+    place = folder / config["stage"]
+    note = _note.begin(place, config, {}, "a device")
+    _note.write(place, note)
+    if learned:
+        (place / "checkpoints/7").mkdir(parents=True)
+    return place, note
+
+
+def test_a_folder_that_has_learned_nothing_is_anybodys(tmp_path):
+    place, _ = noted(tmp_path, "stage=judge", learned=False)
+    assert _note.begin(place, told(tmp_path, "stage=judge", "seed=1"), {}, "a device")
+
+
+def test_another_run_is_named_by_what_differs_and_the_note_stays(tmp_path):
+    place, note = noted(tmp_path, "stage=judge")
+    other = told(tmp_path, "stage=judge", "steps=7", "rate=0.5", "log_every=3")
+    said = r"learning_rate\.peak was 0\.002 and is 0\.5; .*; steps was 2000 and is 7\. .*resume=any"
+    with pytest.raises(ConfigError, match=said) as caught:
+        _note.begin(place, other, {}, "a device")
+    assert "log_every" not in str(caught.value)
+    assert _note.begin(place, other | {"resume": "any"}, {}, "a device")
+    assert _note.read(place) == json.loads(json.dumps(note)), "nothing has been learned yet"
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("seed=1", "seed was 0 and is 1"),
+        ("data._target_=optdiff.data.image_folder.image_folder", "_target_ was .*captioned_digits"),
+    ],
+)
+def test_no_run_goes_on_with_other_random_numbers_or_other_positions(other, said, tmp_path):
+    place, _ = noted(tmp_path, "stage=judge")
+    with pytest.raises(ConfigError, match=said) as caught:
+        _note.begin(place, told(tmp_path, "stage=judge", other, "resume=any"), {}, "a device")
+    assert "resume=any" not in str(caught.value)
+
+
+def test_a_finished_run_is_the_same_however_it_is_asked_for(tmp_path):
+    place, note = noted(tmp_path, "stage=judge")
+    _note.write(place, note | {"scores": {"digit_accuracy": 1.0}})
+    other = told(tmp_path, "stage=judge", "log_every=7", "parameterization=edm", "perceptual=1")
+    assert _note.begin(place, other, {}, "a device") is None
+
+
+def test_a_tokenizer_is_made_of_its_texts_alone(tmp_path):
+    place, note = noted(tmp_path, "stage=tokenizer")
+    _note.write(place, note | {"scores": {"vocabulary": 7}})
+    same = told(tmp_path, "stage=tokenizer", "optimizer=adamw", "batch=7", "steps=20")
+    assert _note.begin(place, same, {}, "a device") is None
+    with pytest.raises(ConfigError, match=r"texts\.count was 20000 and is 7"):
+        _note.begin(place, told(tmp_path, "stage=tokenizer", "texts.count=7"), {}, "a device")
+
+
+def test_a_stage_starts_from_its_own_run_or_another_or_what_comes_with_optdiff(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for place in (own / "vae/model", other / "clip/model"):
+        place.mkdir(parents=True)
+        part = place.parent.name
+        (place / "config.json").write_text((SHIPPED / part / "config.json").read_text())
+    shipped = {part: SHIPPED / part for part in ("tokenizer", "clip", "vae")}
+    assert parts(told(own, "stage=unet")) == shipped | {"vae": own / "vae/model"}
+    elsewhere = told(own, "stage=unet", f"parts_from={other}")
+    assert parts(elsewhere) == shipped | {"clip": other / "clip/model"}
+    assert critics(elsewhere) == {"clip": other / "clip/model", "judge": SHIPPED / "judge"}
+    assert parts(told(own, "stage=judge")) == critics(told(own, "stage=vae")) == {}
+    assert set(parts(told(own, "stage=vae", "perceptual=0.1"))) == {"clip"}
+
+
+def test_critics_and_parts_are_looked_for_before_anything_is_learned(tmp_path):
+    noted(tmp_path, "stage=judge", learned=False)
+    with pytest.raises(ConfigError, match="judge is not finished; go on with stage=judge first"):
+        train.learn(told(tmp_path, "stage=unet"), tmp_path / "unet")
+    assert not (tmp_path / "unet").exists()
+    with pytest.raises(ConfigError, match=r"the clip in .* of 32 pixels, and preset.side is 64"):
+        train.learn(told("run", "preset=gpu", "stage=vae", "perceptual=1"), tmp_path / "vae")
+
+
+@pytest.mark.parametrize("preset", ["small", "gpu"])
+def test_every_network_is_of_the_presets_images(preset):
+    of = {stage: told("run", f"preset={preset}", f"stage={stage}", "preset.side=48")["task"]
+          for stage in ("judge", "clip", "vae")}  # fmt: skip
+    assert of["judge"]["config"]["side"] == of["vae"]["config"]["sample_size"] == 48
+    assert of["clip"]["config"]["vision_config"]["image_size"] == 48
+
+
+@pytest.mark.parametrize("stage", ["judge", "clip", "vae", "unet"])
+def test_counts_that_nothing_is_learned_by_are_refused_at_once(stage):
+    choices = "steps=0", "log_every=0", "save_every=null", "watch_every=many", "seed=-1"
+    with pytest.raises(ConfigError) as caught:
+        train.check_numbers(told("run", f"stage={stage}", *choices))
+    named = [line.split(" = ")[0] for line in str(caught.value).splitlines()]
+    assert sorted(named) == ["log_every", "save_every", "seed", "steps", "watch_every"]
+    train.check_numbers(told("run", f"stage={stage}", "watch_every=null"))
+
+
+def test_a_tokenizer_takes_no_steps():
+    train.check_numbers(told("run", "stage=tokenizer"))
+
+
+def test_data_that_is_not_there_is_said_in_one_line():
+    choices = "data=image_folder", "data.path=nowhere", "held_out.path=nowhere"
+    with pytest.raises(ConfigError, match=r"vae: no metadata\.jsonl in nowhere"):
+        train.assemble(told("run", "stage=vae", *choices), {})
+
+
+def test_any_schedule_of_optax_is_a_few_words():
+    schedule = "schedule=any", "schedule._target_=optax.constant_schedule", "+schedule.value=0.25"
+    given = told("run", "stage=vae", *schedule)["optimizer"]["learning_rate"]
+    assert given == {"_target_": "optax.constant_schedule", "value": 0.25}
+    usual = told("run", "stage=vae", "rate=0.5", "steps=7")["optimizer"]["learning_rate"]
+    assert (usual["peak"], usual["steps"]) == (0.5, 7)
+
+
+def test_own_data_are_shown_by_their_own_captions(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    lines = [json.dumps({"file_name": "a.png", "text": f"a zebra, {i}"}) for i in range(9)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    own = told("run", "stage=unet", "data=image_folder", f"data.path={tmp_path}", "held_out.path=x")
+    assert train.previews(own).keywords["prompts"] == [f"a zebra, {i}" for i in range(8)]
+    assert train.previews(own | {"prompts": ["mine"]}).keywords["prompts"] == ["mine"]
+    assert train.previews(told("run", "stage=unet")).keywords["prompts"][0].startswith("a red")
