@@ -1,19 +1,30 @@
 """What the README shows works as it stands."""
 
 import re
+import shlex
+import sys
 import types
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+from _generate import completed
+from _sweep import check_targets
 
 from optdiff.grids import karras
 from optdiff.problems import mixture
 from optdiff.sample import sample, sample_keys
 from optdiff.samplers import gradient_estimation
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -42,3 +53,31 @@ def test_the_tutorial_sampler_is_gradient_estimation():
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_what_it_links_to_exists(path):
     assert (Path(__file__).parents[1] / path).exists()
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("python experiments/")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_what_it_says_to_type_can_be_composed(command, monkeypatch):
+    monkeypatch.setenv("OPTDIFF_RUN", "run")
+    _, script, *rest = shlex.split(command, comments=True)
+    asked = [
+        argument for argument in rest if argument != "-m" and not argument.startswith("hydra/")
+    ]
+    name = Path(script).stem
+    name, folder = {"evaluate": "config"}.get(name, name), ROOT / "conf"
+    if name == "benchmark":
+        name, folder = asked.pop(0), folder / "benchmark"
+    asked = completed(asked) if name == "generate" else asked
+    first = [
+        f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
+        if o.is_sweep_override()
+        else text
+        for o, text in zip(OverridesParser.create().parse_overrides(asked), asked, strict=True)
+    ]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        config = compose(name, first)
+    check_targets(OmegaConf.to_container(config, resolve=False), "config")
