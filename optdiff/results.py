@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -141,12 +141,9 @@ def load(study: str | Path) -> list[Row]:
                 "sweep again to redo its job"
             ) from None
         rows[identity(row)] = row
-    if tail:
-        try:
-            row = _row(tail)
-            rows[identity(row)] = row
-        except ValueError:
-            pass
+    with suppress(ValueError):  # nothing, or torn
+        row = _row(tail)
+        rows[identity(row)] = row
     return list(rows.values())
 
 

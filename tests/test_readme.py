@@ -68,9 +68,8 @@ def test_what_it_says_to_type_can_be_composed(command, monkeypatch):
         argument for argument in rest if argument != "-m" and not argument.startswith("hydra/")
     ]
     name = Path(script).stem
-    name, folder = {"evaluate": "config"}.get(name, name), ROOT / "conf"
     if name == "benchmark":
-        name, folder = asked.pop(0), folder / "benchmark"
+        name = f"benchmark/{asked.pop(0)}"
     asked = completed(asked) if name == "generate" else asked
     first = [
         f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
@@ -78,6 +77,6 @@ def test_what_it_says_to_type_can_be_composed(command, monkeypatch):
         else text
         for o, text in zip(OverridesParser.create().parse_overrides(asked), asked, strict=True)
     ]
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose(name, first)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose({"evaluate": "config"}.get(name, name), first)
     check_targets(OmegaConf.to_container(config, resolve=False), "config")
