@@ -25,6 +25,8 @@ from optdiff.samplers import gradient_estimation
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONFIGS = {"evaluate": "config", "sweep": "benchmark/sweep", "training": "benchmark/training"}
+"""Of scripts whose configuration is not called as they are."""
 
 
 def blocks(language: str) -> list[str]:
@@ -64,19 +66,15 @@ def commands() -> list[str]:
 def test_what_it_says_to_type_can_be_composed(command, monkeypatch):
     monkeypatch.setenv("OPTDIFF_RUN", "run")
     _, script, *rest = shlex.split(command, comments=True)
-    asked = [
-        argument for argument in rest if argument != "-m" and not argument.startswith("hydra/")
-    ]
-    name = Path(script).stem
-    if name == "benchmark":
-        name = f"benchmark/{asked.pop(0)}"
+    asked = [word for word in rest if word != "-m" and not word.startswith("hydra/")]
+    name = asked.pop(0) if script.endswith("benchmark.py") else Path(script).stem
     asked = completed(asked) if name == "generate" else asked
+    parsed = OverridesParser.create().parse_overrides(asked)
     first = [
-        f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
-        if o.is_sweep_override()
-        else text
-        for o, text in zip(OverridesParser.create().parse_overrides(asked), asked, strict=True)
+        f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else text
+        for o, text in zip(parsed, asked, strict=True)
     ]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose({"evaluate": "config"}.get(name, name), first)
+    folder = ROOT / "conf" / ("benchmark" if name == "network" else "")
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        config = compose(CONFIGS.get(name, name), first)
     check_targets(OmegaConf.to_container(config, resolve=False), "config")
