@@ -20,7 +20,7 @@ from small_run import assert_same, loss, optimizer, parameters, run, stream
 from tensorboardX.proto.event_pb2 import Event
 
 from optdiff.learning import loop
-from optdiff.learning.checkpoints import Checkpoints
+from optdiff.learning.checkpoints import Checkpoints, ResumeError
 from optdiff.learning.curves import read as read_curves
 from optdiff.learning.interruption import Interrupted
 from optdiff.learning.step import State, ema_decay
@@ -159,9 +159,13 @@ def test_what_is_finished_is_not_run_again(whole):
     assert_same(run(whole.folder, 20, stream=unread), whole.state)
 
 
-def test_another_seed_does_not_go_on(whole):
-    with pytest.raises(ValueError, match="another seed"):
-        run(whole.folder, 21, seed=1)
+def test_another_seed_does_not_go_on_nor_begin(whole):
+    begun = []
+    with pytest.raises(ResumeError, match="another seed"):
+        run(whole.folder, 21, seed=1, begun=lambda: begun.append(1))
+    assert not begun
+    run(whole.folder, 20, begun=lambda: begun.append(2))
+    assert begun == [2]
 
 
 def test_decay_warms_up_to_the_one_asked_for():
