@@ -72,8 +72,7 @@ class CaptionedDigits:
     @property
     def side(self) -> int:
         """Height and width of the images."""
-        latents = jax.ShapeDtypeStruct((1, *self.model.shape), jnp.float32)
-        return jax.eval_shape(self.model.decode, latents).shape[1]
+        return self.model.size[0]
 
     def condition(self, keys: Keys) -> Cond:
         """One of the prompts for each sample, encoded."""
@@ -178,15 +177,17 @@ def text_to_image(
       seed: of the pool.
       dtype: of the model's weights, such as "bfloat16"; judge and CLIP stay float32.
       negative: what guidance leads away from, by default the empty prompt.
-      height, width: of images in pixels, if not those of training; then there is no judge either.
+      height, width: of images in pixels, if not those of training; only with prompts of one's own,
+        as the judge knows no other size.
 
     Raises:
       CheckpointError: if the files cannot be trusted or understood.
-      ValueError: as for `from_pipeline`, or if the pool is empty.
+      ValueError: as for `from_pipeline`, if the pool is empty, or for a size that the judge has not
+        learnt from.
 
     >>> problem = text_to_image(guidance=2.0)  # doctest: +SKIP
     >>> problem.condition(jax.random.split(jax.random.key(0), 4))["context"].shape  # doctest: +SKIP
-    (4, 32, 128)
+    (4, 24, 96)
     """
     path = SHIPPED if path is None else path
     asked = {"guidance": guidance, "negative": negative, "height": height, "width": width}
@@ -197,12 +198,19 @@ def text_to_image(
     pipeline = load(path, dtype=jnp.dtype(dtype))
     guided = from_pipeline(pipeline, **asked)
     model = guided if guidance is None else guided.problem
+    judge = load_module(Path(path) / "judge")
+    h, w, side = *model.size, judge.config.side
+    if (h, w) != (side, side):
+        raise ValueError(
+            f"images of {h} x {w}, but the judge knows {side} x {side}: leave height and width "
+            "open, or give prompts of your own, whose images nobody judges"
+        )
     problem = CaptionedDigits(
         replace(model, prompts=None),
         network(pipeline.text_encoders[0]),
         pool(pipeline, prompts, held_out_combinations, held_out_templates, seed),
         jnp.asarray(strokes("held_out")),
-        network(load_module(Path(path) / "judge")),
+        network(judge),
         network(load_module(Path(path) / "clip")),
     )
     if guidance is None:

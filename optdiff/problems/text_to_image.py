@@ -55,6 +55,13 @@ class TextToImage:
     shape: tuple[int, int, int]
     scheduler: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        latents = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        h, w = jax.eval_shape(_decode, self.vae, latents).shape[1:3]
+        return h, w
+
     def condition(self, keys: Keys) -> Cond:
         """One of the prompts for each sample."""
         return drawn(self.prompts, keys)

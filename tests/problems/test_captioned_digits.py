@@ -228,3 +228,10 @@ def test_a_pool_is_fixed_by_its_seed_and_may_not_be_empty(random_model, problem)
     assert (np.asarray(other) != np.asarray(same)).any()
     with pytest.raises(ValueError, match="prompts = 0"):
         text_to_image(random_model, prompts=0)
+
+
+def test_other_sizes_than_the_judges_want_prompts_of_ones_own(random_model, problem):
+    with pytest.raises(ValueError, match=r"images of 32 x 64, but .* 32 x 32: .* prompts"):
+        text_to_image(random_model, prompts=4, width=64)
+    wide = text_to_image(random_model, prompts=["a red 7"], guidance=None, width=64)
+    assert wide.size == (32, 64) and problem.problem.side == 32

@@ -1,10 +1,13 @@
 """The model that comes with optdiff: as small and as good as is said of it."""
 
+import doctest
+
 import jax.numpy as jnp
 import pytest
 
 from optdiff.grids import karras
 from optdiff.metrics import attribute_accuracy, copied_memorization, stroke_memorization
+from optdiff.problems import captioned_digits
 from optdiff.problems.captioned_digits import SHIPPED, text_to_image
 from optdiff.sample import sample, sample_keys
 from optdiff.samplers import ddim, dpmpp_2m
@@ -33,6 +36,15 @@ def drawn(shipped):
 def test_it_weighs_no_more_than_a_repository_bears():
     files = [file for file in SHIPPED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 20 * 2**20
+
+
+@pytest.mark.slow
+def test_the_example_that_quick_runs_skip_is_true():
+    [example] = doctest.DocTestFinder().find(text_to_image, globs=vars(captioned_digits))
+    assert example.examples
+    for line in example.examples:
+        del line.options[doctest.SKIP]
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 @pytest.mark.slow
