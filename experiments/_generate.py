@@ -14,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from optdiff.images import image_size, read_note
 
+ONE_SIZE = "optdiff.problems.captioned_digits.text_to_image"
+"""A problem whose network draws well at no size but its own, whatever that of an image given."""
+
 WORDS = ("prompt", "prompt_to", "prompt_file", "negative", "from", "init_image", "latents", "out")
 
 
@@ -146,10 +149,13 @@ def _files(c: dict[str, Any], wrong: list[str]) -> None:
             wrong.append(f"latents: {error}")
     if c["init_image"] is not None:
         try:
-            for name, pixels in zip(("height", "width"), image_size(c["init_image"]), strict=True):
-                c[name] = max(8, pixels - pixels % 8) if c[name] is None else c[name]
+            size = image_size(c["init_image"])
         except (OSError, ValueError) as error:
             wrong.append(f"init_image: {error}")
+            return
+        if c["problem"]["_target_"] != ONE_SIZE:
+            for name, pixels in zip(("height", "width"), size, strict=True):
+                c[name] = max(8, pixels - pixels % 8) if c[name] is None else c[name]
 
 
 def _whole(value: Any) -> bool:

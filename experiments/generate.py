@@ -152,7 +152,7 @@ def begin(config: dict[str, Any], model: TextToImage, noise: Samples, sigma: Any
     """Where sampling starts: in noise, or near an image."""
     if config["init_image"] is None or config["strength"] == 1:
         return model.from_noise(noise, sigma)
-    image = read_image(config["init_image"], (config["height"], config["width"]))
+    image = read_image(config["init_image"], model.size)
     latents = model.encode(jnp.asarray(image)[None])
     return latents + (sigma * noise).astype(noise.dtype)
 

@@ -338,6 +338,22 @@ def test_the_size_of_an_image_is_kept_in_whole_latents(ask, tmp_path):
     assert (config["height"], config["width"], config["strength"]) == (32, 64, 0.8)
 
 
+def test_an_image_does_not_size_what_captioned_digits_are_drawn_in(ask, tmp_path):
+    Image.new("RGB", (128, 96)).save(tmp_path / "image.png")
+    config, _ = ask("prompt=a", "init_image=image.png", "height=36")
+    assert (config["height"], config["width"], config["strength"]) == (36, None, 0.8)
+    with pytest.raises(ConfigError, match=r"init_image: .*nowhere\.png"):
+        ask("prompt=a", "init_image=nowhere.png")
+
+
+@pytest.mark.slow
+def test_a_large_image_leads_to_a_digit_of_the_models_own_size(ask, tmp_path):
+    Image.new("RGB", (128, 96), "red").save(tmp_path / "image.png")
+    config, _ = ask("prompt=a blue 3 on red", "init_image=image.png", "strength=0.1", "nfe=4")
+    generate.generate(config, tmp_path / "a")
+    assert pixels(tmp_path / "a/000.png").shape == (32, 32, 3)
+
+
 @pytest.mark.slow
 def test_a_sweep_gives_every_job_a_folder(folder, tmp_path):
     command = [sys.executable, EXPERIMENTS / "generate.py", "-m", f"problem.path={folder}"]
