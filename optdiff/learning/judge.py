@@ -70,7 +70,8 @@ def task(
       config: fields of `JudgeConfig`.
       seed: of the first weights and of the stream.
       noise: see `classification`.
-      dtype: unused but for a complaint: the judge is small and computes in float32.
+      dtype: unused; runs give it to all tasks, but the judge computes in float32 whatever the
+        device does best, for its features define the metrics.
       scored: held-out images that scores are measured on.
       stream: batch, host, hosts: what the loop wants of the stream.
     """
