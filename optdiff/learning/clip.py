@@ -57,12 +57,15 @@ def task(
     seed: int,
     dtype: str = "float32",
     scored: int = 64,
-    **stream: Any,
+    batch: int,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Task:
     """CLIP to learn.
 
     Args:
-      data: `data(tokenize=..., seed=..., **stream)` is a stream of images and ids.
+      data: `data(tokenize=..., seed=..., batch=..., host=..., hosts=...)` is a stream of images
+        and ids.
       held_out: likewise, of pictures to be scored on.
       config: what a `config.json` of transformers' CLIPModel holds; the vocabulary's size
         and special ids come from the tokenizer.
@@ -70,7 +73,7 @@ def task(
       seed: of the first weights and of the stream.
       dtype: what to compute in; weights are float32.
       scored: sets of `CANDIDATES` held-out pictures that scores are measured on.
-      stream: batch, host, hosts: what the loop wants of the stream.
+      batch, host, hosts: examples that an update sees, and which share this process reads.
     """
     geometry = CLIPConfig.from_dict(_with_words(config, tokenizer))
     tokenize = padded(tokenizer, geometry.text.max_position_embeddings)
@@ -101,7 +104,7 @@ def task(
         params=network(clip),
         frozen=None,
         loss=contrastive,
-        stream=data(tokenize=tokenize, seed=seed, **stream),
+        stream=data(tokenize=tokenize, seed=seed, batch=batch, host=host, hosts=hosts),
         scores=scores,
         pictures=None,
         save=save,

@@ -60,12 +60,14 @@ def task(
     noise: float = 0.05,
     dtype: str = "float32",
     scored: int = 4096,
-    **stream: Any,
+    batch: int,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Task:
     """The judge to learn.
 
     Args:
-      data: `data(seed=..., **stream)` is a stream of captioned digits.
+      data: `data(seed=..., batch=..., host=..., hosts=...)` is a stream of captioned digits.
       held_out: likewise, of pictures to be scored on.
       config: fields of `JudgeConfig`.
       seed: of the first weights and of the stream.
@@ -73,10 +75,19 @@ def task(
       dtype: unused; runs give it to all tasks, but the judge computes in float32 whatever the
         device does best, for its features define the metrics.
       scored: held-out images that scores are measured on.
-      stream: batch, host, hosts: what the loop wants of the stream.
+      batch, host, hosts: examples that an update sees, and which share this process reads.
+
+    Raises:
+      ValueError: if the data's batches have no `attributes`.
     """
     del dtype
     geometry = JudgeConfig.from_dict(config)
+    stream = data(seed=seed, batch=batch, host=host, hosts=hosts)
+    if "attributes" not in stream.read(stream.start)[0]:
+        raise ValueError(
+            "a judge learns which digit, ink and paper images show, and nothing tells of these "
+            "images: data=captioned_digits does"
+        )
     unseen = held_out(batch=scored, seed=seed)
 
     def scores(judge: Network) -> dict[str, float]:
@@ -91,7 +102,7 @@ def task(
         params=network(Judge(geometry, rngs=nnx.Rngs(seed))),
         frozen=None,
         loss=partial(classification, noise=noise),
-        stream=data(seed=seed, **stream),
+        stream=stream,
         scores=scores,
         pictures=None,
         save=save,

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import _note
 import train
 from _stages import critics, parts
-from _sweep import ConfigError
+from _sweep import ConfigError, check_targets
 
 from optdiff.problems.captioned_digits import SHIPPED
 
@@ -134,6 +135,21 @@ def test_data_that_is_not_there_is_said_in_one_line():
     choices = "data=image_folder", "data.path=nowhere", "held_out.path=nowhere"
     with pytest.raises(ConfigError, match=r"vae: no metadata\.jsonl in nowhere"):
         train.assemble(told("run", "stage=vae", *choices), {})
+
+
+def test_a_judge_is_not_learned_from_images_that_nothing_tells_of(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "red"}')
+    own = f"data.path={tmp_path}", f"held_out.path={tmp_path}", "batch=1"
+    with pytest.raises(ConfigError, match="judge: a judge learns which digit"):
+        train.assemble(told("run", "stage=judge", "data=image_folder", *own), {})
+
+
+@pytest.mark.parametrize("stage", ["judge", "clip", "vae", "unet"])
+def test_an_option_that_no_task_takes_is_refused(stage):
+    config = told("run", f"stage={stage}", f"+preset.{stage}.task.scord=16")
+    with pytest.raises(ConfigError, match="no parameter 'scord'; did you mean 'scored'"):
+        check_targets(config["task"], "task")
 
 
 def test_any_schedule_of_optax_is_a_few_words():
