@@ -11,13 +11,16 @@ from _sweep import ConfigError
 from optdiff import provenance, results
 
 WHAT = (
-    "task", "data", "held_out", "critics", "seed", "steps", "batch", "accumulate",
-    "optimizer", "clip", "ema_decay", "dtype",
+    "task", "data", "held_out", "seed", "steps", "batch", "accumulate", "optimizer", "clip",
+    "ema_decay", "dtype",
 )  # fmt: skip
 """Entries that decide what is learned. All others say how, or are in these already."""
 
-TOKENIZER = ("task", "texts")
-"""Those that a tokenizer is made of."""
+OF_STAGES = {"tokenizer": ("task", "texts"), "unet": (*WHAT, "critics")}
+"""Those of the stages for which it is others: a generator has its critics beside it."""
+
+HOW = "threads"
+"""What says how within those."""
 
 NEVER = (("config", "seed"), ("config", "data", "_target_"))
 """What no run goes on with another of: its random numbers, and what its position counts."""
@@ -46,7 +49,8 @@ def begin(
         "parts": {part: provenance.content_digest(path) for part, path in parts.items()},
     }
     asked, before = json.loads(json.dumps(asked)), read(folder)
-    learned = any((folder / "checkpoints").glob("[0-9]*")) or (folder / "model").exists()
+    saves = (path.name for path in (folder / "checkpoints").glob("*"))  # and halves of them
+    learned = any(name.isdigit() for name in saves) or (folder / "model").exists()
     others = dict(_differences(before, asked)) if before is not None and learned else {}
     never = [others[path] for path in NEVER if path in others]
     if never or (others and config["resume"] != "any"):
@@ -55,7 +59,7 @@ def begin(
             f"{folder} holds another run: {'; '.join(never or others.values())}. Train into "
             f"another folder=..., {'or ' * bool(never)}delete this one to start anew{either}"
         )
-    if learned and not others and "scores" in (before or {}):
+    if finished(folder) and not others:
         return None
     told = {"command": " ".join(["python", *sys.argv])}
     return told | asked | provenance.provenance(device)
@@ -72,14 +76,19 @@ def read(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
+def finished(folder: Path) -> bool:
+    """Whether a stage was learned to its end and has left its network."""
+    return "scores" in (read(folder) or {}) and (folder / "model").exists()
+
+
 def _differences(
     before: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """Where another run was asked for something else than this one, and both in words."""
-    names = TOKENIZER if asked["config"]["stage"] == "tokenizer" else WHAT
+    names = OF_STAGES.get(asked["config"]["stage"], WHAT)
     there, here = (dict(results.leaves(_chosen(run, names))) for run in (before, asked))
     for path in sorted({*there, *here}):
-        if there.get(path) == here.get(path):
+        if there.get(path) == here.get(path) or path[-1] == HOW:
             continue
         if path[0] == "parts":
             yield path, f"its {path[1]} was another"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from _note import read
+from _note import finished, read
 from _sweep import ConfigError
 
 from optdiff.denoisers import Guided
@@ -53,25 +53,27 @@ def earlier(stage: str, parts: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def found(config: Mapping[str, Any], part: str) -> Path:
-    """Where a finished network lies: in `parts_from`, or in the model that comes with optdiff if
-    that stage was not begun there.
+    """Where a finished network lies: in this run, else in that of `parts_from`, else in the model
+    that comes with optdiff.
 
     Raises:
       ConfigError: if it was begun and not finished, if there is none, or if it is one of images of
         another size.
     """
-    root, side = Path(config["parts_from"]), config["preset"]["side"]
-    model = root / part / "model"
-    if not model.exists():
-        if read(root / part) is not None:
+    roots = list(dict.fromkeys(Path(config[name]) for name in ("folder", "parts_from")))
+    if not all(root.is_dir() for root in roots[1:]):
+        raise ConfigError(f"parts_from = {roots[1]} is no folder")
+    for root in roots:
+        if read(root / part) is not None and not finished(root / part):
             raise ConfigError(f"{root / part} is not finished; go on with stage={part} first")
-        model = SHIPPED / part
-    if not model.exists():
-        raise ConfigError(f"there is no {part} in {root}; begin with stage={part}")
+    models = [*(root / part / "model" for root in roots), SHIPPED / part]
+    model = next((model for model in models if model.exists()), None)
+    if model is None:
+        raise ConfigError(f"there is no {part} in {roots[0]}; begin with stage={part}")
     if part in SIDES:
         geometry = dict(leaves(json.loads((model / "config.json").read_text())))
-        theirs = geometry.get(SIDES[part], side)
-        if theirs != side:
+        side = config["preset"]["side"]
+        if (theirs := geometry.get(SIDES[part], side)) != side:
             raise ConfigError(
                 f"the {part} in {model} learned images of {theirs} pixels, and preset.side is "
                 f"{side}: begin with stage={part}"

@@ -1,8 +1,8 @@
 """Train the networks of a text-to-image model, one stage at a time, by one loop.
 
 python experiments/train.py -m stage=tokenizer,judge,clip,vae,unet
-python experiments/train.py stage=unet steps=20
-python experiments/train.py stage=vae rate=1e-3 optimizer=any optimizer._target_=optax.lion
+python experiments/train.py stage=unet steps=20 folder=outputs/short
+python experiments/train.py stage=vae folder=outputs/adamw optimizer=adamw rate=1e-3
 
 Run the same command again to go on where a run was stopped, by whatever. What a stage has learned
 lies in its folder: the finished network in `model`, curves in `curves.csv` and for TensorBoard.
@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from optdiff.allocator import keep_freed_memory
 from optdiff.images import tile, to_pixels, write_png
-from optdiff.learning.checkpoints import ResumeError
+from optdiff.learning.interruption import ResumeError
 from optdiff.learning.layouts import whole
 from optdiff.learning.loop import train
 from optdiff.learning.precision import compute_dtype
@@ -60,10 +60,13 @@ def learn(config: dict[str, Any], folder: Path) -> None:
     """Learn one stage and leave its finished network, scores and story in its folder."""
     start, stage = time.perf_counter(), config["stage"]
     used, beside = parts(config), critics(config)
-    note = begin(folder, config, used, device())
+    note = begin(folder, config | {"dtype": dtype(config)}, used, device())
     if note is None:
         print(f"{stage}: finished before, in {folder}")
         return
+    begun = partial(write, folder, note) if jax.process_index() == 0 else lambda: None
+    if stage == "tokenizer":  # whose learning is one call; the loop says when the others begin
+        begun()
     for part, path in (used | beside).items():
         if path.is_relative_to(SHIPPED):
             print(f"{stage}: takes the {part} that comes with optdiff")
@@ -77,7 +80,7 @@ def learn(config: dict[str, Any], folder: Path) -> None:
             frozen=task.frozen,
             folder=folder,
             layout=build(config["layout"]),
-            begun=partial(write, folder, note) if jax.process_index() == 0 else None,
+            begun=begun,
             watch=None if config["watch_every"] is None else partial(watch, task, folder),
             label=stage,
             **{name: config[name] for name in LOOP if config[name] is not None},  # watch_every
@@ -175,7 +178,8 @@ def watch(task: Task, folder: Path, learned: Any, step: int) -> dict[str, Any]:
         seen["pictures"] = tile(to_pixels(task.pictures(learned)), 8)
         file = folder / "pictures" / f"{step:06}.png"
         file.parent.mkdir(exist_ok=True)
-        if jax.process_index() == 0 and not file.exists():  # a resumed run shows a step again
+        if jax.process_index() == 0:
+            file.unlink(missing_ok=True)  # a resumed run shows a step again
             write_png(file, seen["pictures"])
     return seen
 

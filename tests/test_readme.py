@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 from _generate import completed
 from _sweep import check_targets
+from train import check_numbers
 
 from optdiff.grids import karras
 from optdiff.problems import mixture
@@ -69,12 +71,27 @@ def test_what_it_says_to_type_can_be_composed(command, monkeypatch):
     asked = [word for word in rest if word != "-m" and not word.startswith("hydra/")]
     name = asked.pop(0) if script.endswith("benchmark.py") else Path(script).stem
     asked = completed(asked) if name == "generate" else asked
-    parsed = OverridesParser.create().parse_overrides(asked)
-    first = [
-        f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else text
-        for o, text in zip(parsed, asked, strict=True)
-    ]
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     folder = ROOT / "conf" / ("benchmark" if name == "network" else "")
     with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose(CONFIGS.get(name, name), first)
-    check_targets(OmegaConf.to_container(config, resolve=False), "config")
+        for job in jobs(asked):
+            config = compose(CONFIGS.get(name, name), job, return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            with open_dict(config):
+                del config["hydra"]
+            settled = OmegaConf.to_container(config, resolve=True)
+            check_targets({k: v for k, v in settled.items() if k != "preset"}, "config")
+            if name == "train":
+                check_numbers(settled)
+
+
+def jobs(asked: list[str]) -> list[list[str]]:
+    """Some jobs of a sweep: each of the values swept over is in one of them."""
+    parsed = OverridesParser.create().parse_overrides(asked)
+    values = [
+        [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [text]
+        for o, text in zip(parsed, asked, strict=True)
+    ]
+    return [[v[i % len(v)] for v in values] for i in range(max(map(len, values), default=1))]

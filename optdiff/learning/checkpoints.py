@@ -14,11 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from optdiff.learning.interruption import ResumeError
 from optdiff.learning.step import State
-
-
-class ResumeError(ValueError):
-    """A folder holds a run that cannot be gone on with as asked."""
 
 
 class Checkpoints:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from optdiff.learning.interruption import ResumeError
+
 
 class Table:
     """A CSV file that rows are appended to, the first column being `step`.
 
-    Opening it to go on from a step drops the rows after that step, and a last line that a killed
-    process left torn. A row is with the operating system when `append` returns, so that only a
-    power cut can lose it.
+    Opening it to go on from a step drops the rows after that step, the columns with the last of
+    them, and a last line that a killed process left torn. A row is with the operating system when
+    `append` returns, so that only a power cut can lose it.
     """
 
     def __init__(self, path: str | Path, step: int):
@@ -35,7 +37,7 @@ class Table:
         """Add a row.
 
         Raises:
-          ValueError: if the columns are not those that the file has, naming both.
+          ResumeError: if the columns are not those that the file has, naming both.
         """
         columns = ["step", *values]
         line = ",".join([str(step), *(f"{float(value):.9g}" for value in values.values())])
@@ -43,7 +45,7 @@ class Table:
             self._columns = columns
             line = ",".join(columns) + "\n" + line
         elif self._columns != columns:
-            raise ValueError(
+            raise ResumeError(
                 f"{self.path} has the columns {self._columns}, but this run measures {columns}: "
                 "train into another folder"
             )
@@ -58,10 +60,10 @@ class Table:
     def _keep_until(self, step: int) -> None:
         whole, _, _ = self.path.read_text().rpartition("\n")
         header, *rows = whole.split("\n")
-        self._columns = header.split(",") if header else None
         kept = [row for row in rows if int(row.partition(",")[0]) <= step]
+        self._columns = header.split(",") if kept else None
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in ([header] if header else []) + kept))
+        partial.write_text("".join(line + "\n" for line in ([header] if kept else []) + kept))
         os.replace(partial, self.path)
 
 

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C during training: a wish to stop, which the loop grants after the step.
 
-It owns signal handlers while a run lasts. What stopping means is the loop's business.
+And what keeps a run from going on afterwards. This file owns signal handlers while a run lasts;
+what stopping means is the loop's business.
 """
 
 import signal
@@ -25,6 +26,10 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+class ResumeError(ValueError):
+    """A folder holds a run that cannot be gone on with as asked; it says what can be done."""
 
 
 class Wish:

@@ -18,8 +18,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from optdiff.learning.checkpoints import Checkpoints, ResumeError
-from optdiff.learning.interruption import Interrupted, Wish
+from optdiff.learning.checkpoints import Checkpoints
+from optdiff.learning.interruption import Interrupted, ResumeError, Wish
 from optdiff.learning.layouts import (
     Layout,
     all_devices,
@@ -94,7 +94,8 @@ def train(
       log_every: steps between looks. Curves are means over the steps since the last.
       save_every: steps between checkpoints.
       keep: how many of the last checkpoints stay.
-      begun: called before the first step, once the checkpoint to go on from has been read.
+      begun: called when the first curves have been written, before anything is saved: from here on
+        the folder is this run's.
       watch: called with the averaged parameters, whole on one device, and the step, in every
         process.
       watch_every: steps between calls of `watch`.
@@ -107,8 +108,8 @@ def train(
       Interrupted: on SIGTERM or Ctrl-C, the state saved; a SystemExit.
       FloatingPointError: at the first step whose loss, gradient or update is not finite; the state
         before it is saved.
-      ResumeError: if the folder holds a run of another seed, network or optimizer.
-      ValueError: if its curves have other columns.
+      ResumeError: if the folder holds a run of another seed, network or optimizer, or one that
+        watches other metrics.
 
     >>> import numpy as np
     >>> stream = Stream(0, lambda i: ({"x": np.full((2, 1), i % 2, np.float32)}, i + 1))
@@ -128,10 +129,10 @@ def train(
         if folder is not None:
             checkpoints = stack.enter_context(Checkpoints(Path(folder) / "checkpoints", keep))
             state, position = _resumed(checkpoints, state, position)
-        if begun is not None:
-            begun()
         step = int(state.step)
-        record = stack.enter_context(Record(folder, checkpoints, step, position, steps, label))
+        record = stack.enter_context(
+            Record(folder, checkpoints, step, position, steps, label, begun)
+        )
         sizes = _sizes(step, steps, steps_per_call, intervals)
         put = partial(over_devices, mesh)
         calls = stack.enter_context(Prefetch(stream, position, sizes, accumulate, put))

@@ -6,7 +6,7 @@ shows progress; all of them save.
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,6 +30,7 @@ class Record:
       position: where its stream does.
       steps: where the run ends.
       label: names the progress bar.
+      begun: called once, after the first look has written its row and before anything is saved.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Record:
         position: Any,
         steps: int,
         label: str,
+        begun: Callable[[], None] | None = None,
     ):
         first = jax.process_index() == 0
         self._folder, self._checkpoints = folder, checkpoints
@@ -50,7 +52,7 @@ class Record:
         self._step, self._position = step, position
         self._metrics: list[dict[str, Array]] = []
         self._positions: list[Any] = []
-        self._began = perf_counter()
+        self._begun, self._began = begun, perf_counter()
 
     def note(self, metrics: dict[str, Array], positions: list[Any]) -> None:
         """A call was dispatched: its metrics (n,), still on devices, and the stream after each."""
@@ -72,6 +74,9 @@ class Record:
             self._position = self._positions[done - 1]
             self._write(mean_of(each[:done]))
         self._metrics, self._positions = [], []
+        if self._begun is not None:
+            self._begun()
+            self._begun = None
         if done < len(each):
             self.save(state)
             raise FloatingPointError(self._postmortem(each[done]))

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -16,6 +17,7 @@ import train
 from _stages import critics, parts
 from _sweep import ConfigError, check_targets
 
+from optdiff.learning.interruption import ResumeError
 from optdiff.problems.captioned_digits import SHIPPED
 
 ROOT = Path(__file__).parents[2]
@@ -44,15 +46,14 @@ def test_a_folder_that_has_learned_nothing_is_anybodys(tmp_path):
     assert _note.begin(place, told(tmp_path, "stage=judge", "seed=1"), {}, "a device")
 
 
-def test_another_run_is_named_by_what_differs_and_the_note_stays(tmp_path):
-    place, note = noted(tmp_path, "stage=judge")
+def test_another_run_is_named_by_what_differs(tmp_path):
+    place, _ = noted(tmp_path, "stage=judge")
     other = told(tmp_path, "stage=judge", "steps=7", "rate=0.5", "log_every=3")
     said = r"learning_rate\.peak was 0\.002 and is 0\.5; .*; steps was 2000 and is 7\. .*resume=any"
     with pytest.raises(ConfigError, match=said) as caught:
         _note.begin(place, other, {}, "a device")
     assert "log_every" not in str(caught.value)
     assert _note.begin(place, other | {"resume": "any"}, {}, "a device")
-    assert _note.read(place) == json.loads(json.dumps(note)), "nothing has been learned yet"
 
 
 @pytest.mark.parametrize(
@@ -72,12 +73,90 @@ def test_no_run_goes_on_with_other_random_numbers_or_other_positions(other, said
 def test_a_finished_run_is_the_same_however_it_is_asked_for(tmp_path):
     place, note = noted(tmp_path, "stage=judge")
     _note.write(place, note | {"scores": {"digit_accuracy": 1.0}})
-    other = told(tmp_path, "stage=judge", "log_every=7", "parameterization=edm", "perceptual=1")
+    how = "log_every=7", "parameterization=edm", "perceptual=1", "critics=[]", "+data.threads=4"
+    other = told(tmp_path, "stage=judge", *how)
+    assert _note.begin(place, other, {}, "a device"), "its network has been taken away"
+    (place / "model").mkdir()
     assert _note.begin(place, other, {}, "a device") is None
+
+
+def test_a_network_that_is_gone_on_with_is_not_finished(tmp_path):
+    place, note = noted(tmp_path, "stage=clip")
+    (place / "model").mkdir()
+    (place / "model/config.json").write_text((SHIPPED / "clip/config.json").read_text())
+    with pytest.raises(ConfigError, match="clip is not finished"):
+        parts(told(tmp_path, "stage=unet"))
+    with pytest.raises(ConfigError, match="clip is not finished"):
+        parts(told("other", "stage=unet", f"parts_from={tmp_path}"))
+    _note.write(place, note | {"scores": {}})
+    assert parts(told(tmp_path, "stage=unet"))["clip"] == place / "model"
+
+
+def test_half_a_checkpoint_is_nothing_learned(tmp_path):
+    place, _ = noted(tmp_path, "stage=judge", learned=False)
+    (place / "checkpoints/7.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    assert _note.begin(place, told(tmp_path, "stage=judge", "seed=1"), {}, "a device")
+
+
+def stubbed(monkeypatch, folder, end):
+    """Have a vae learn nothing: returns its notes before and after, if `end` lets it begin."""
+    notes = []
+
+    def scores(learned):
+        notes.append(_note.read(folder / "vae"))
+        return {"psnr": 7.0}
+
+    task = SimpleNamespace(
+        loss=None, params=None, stream=None, frozen=None, scores=scores,
+        save=lambda learned, path: path.mkdir(),
+    )  # fmt: skip
+    monkeypatch.setattr(train, "Task", SimpleNamespace)
+    monkeypatch.setattr(train, "assemble", lambda *_: task)
+    monkeypatch.setattr(train, "whole", lambda ema: ema)
+
+    def loop(*_, begun, **__):
+        notes.append(_note.read(folder / "vae"))
+        end()
+        begun()
+        return SimpleNamespace(ema=None)
+
+    monkeypatch.setattr(train, "train", loop)
+    return notes
+
+
+def test_a_run_is_noted_when_it_begins_and_again_when_it_ends(tmp_path, monkeypatch):
+    notes = stubbed(monkeypatch, tmp_path, end=lambda: None)
+    train.learn(told(tmp_path, "stage=vae", "rate=0.5"), tmp_path / "vae")
+    before, during = notes
+    assert before is None and "scores" not in during
+    assert during["config"]["optimizer"]["learning_rate"]["peak"] == 0.5
+    assert _note.read(tmp_path / "vae")["scores"] == {"psnr": 7.0}
+    assert _note.finished(tmp_path / "vae")
+
+
+def test_a_refused_resumption_leaves_the_note(tmp_path, monkeypatch):
+    place, note = noted(tmp_path, "stage=vae")
+
+    def refuse():
+        raise ResumeError("no")
+
+    stubbed(monkeypatch, tmp_path, end=refuse)
+    with pytest.raises(ResumeError):
+        train.learn(told(tmp_path, "stage=vae", "rate=0.5", "resume=any"), place)
+    assert _note.read(place) == json.loads(json.dumps(note))
+
+
+def test_a_tokenizer_is_begun_before_it_is_learned(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "assemble", lambda *_: seen.append(_note.read(tmp_path / "t")) or 1)
+    with pytest.raises(TypeError):  # nobody made one
+        train.learn(told(tmp_path, "stage=tokenizer"), tmp_path / "t")
+    assert seen[0]["config"]["stage"] == "tokenizer"
 
 
 def test_a_tokenizer_is_made_of_its_texts_alone(tmp_path):
     place, note = noted(tmp_path, "stage=tokenizer")
+    (place / "model").mkdir()
     _note.write(place, note | {"scores": {"vocabulary": 7}})
     same = told(tmp_path, "stage=tokenizer", "optimizer=adamw", "batch=7", "steps=20")
     assert _note.begin(place, same, {}, "a device") is None
@@ -87,14 +166,17 @@ def test_a_tokenizer_is_made_of_its_texts_alone(tmp_path):
 
 def test_a_stage_starts_from_its_own_run_or_another_or_what_comes_with_optdiff(tmp_path):
     own, other = tmp_path / "own", tmp_path / "other"
-    for place in (own / "vae/model", other / "clip/model"):
+    for place in (own / "vae/model", other / "vae/model", other / "clip/model"):
         place.mkdir(parents=True)
         part = place.parent.name
         (place / "config.json").write_text((SHIPPED / part / "config.json").read_text())
     shipped = {part: SHIPPED / part for part in ("tokenizer", "clip", "vae")}
     assert parts(told(own, "stage=unet")) == shipped | {"vae": own / "vae/model"}
     elsewhere = told(own, "stage=unet", f"parts_from={other}")
-    assert parts(elsewhere) == shipped | {"clip": other / "clip/model"}
+    mixed = {"vae": own / "vae/model", "clip": other / "clip/model"}
+    assert parts(elsewhere) == shipped | mixed
+    with pytest.raises(ConfigError, match=r"parts_from = .*nowhere is no folder"):
+        parts(told(own, "stage=unet", f"parts_from={tmp_path}/nowhere"))
     assert critics(elsewhere) == {"clip": other / "clip/model", "judge": SHIPPED / "judge"}
     assert parts(told(own, "stage=judge")) == critics(told(own, "stage=vae")) == {}
     assert set(parts(told(own, "stage=vae", "perceptual=0.1"))) == {"clip"}

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from optdiff.learning.curves import Curves, Table, mean_of, read
+from optdiff.learning.interruption import ResumeError
 
 
 @pytest.fixture
@@ -66,9 +67,11 @@ def test_a_file_without_a_whole_row_has_no_rows(tmp_path, text):
     assert read(path) == []
 
 
-def test_other_columns_are_refused(path):
-    with pytest.raises(ValueError, match=r"columns \['step', 'loss', 'size'\]"):
-        Table(path, 30).append(40, {"loss": 0.0})
+def test_other_columns_are_refused_beside_rows_that_stay(path):
+    with pytest.raises(ResumeError, match=r"columns \['step', 'loss', 'size'\]"):
+        Table(path, 10).append(40, {"loss": 0.0})
+    Table(path, 9).append(10, {"loss": 0.0})
+    assert read(path) == [{"step": 10, "loss": 0.0}]
 
 
 def test_a_line_of_other_length_is_named(path):

@@ -20,9 +20,9 @@ from small_run import assert_same, loss, optimizer, parameters, run, stream
 from tensorboardX.proto.event_pb2 import Event
 
 from optdiff.learning import loop
-from optdiff.learning.checkpoints import Checkpoints, ResumeError
+from optdiff.learning.checkpoints import Checkpoints
 from optdiff.learning.curves import read as read_curves
-from optdiff.learning.interruption import Interrupted
+from optdiff.learning.interruption import Interrupted, ResumeError
 from optdiff.learning.step import State, ema_decay
 from optdiff.types import Stream
 
@@ -164,8 +164,26 @@ def test_another_seed_does_not_go_on_nor_begin(whole):
     with pytest.raises(ResumeError, match="another seed"):
         run(whole.folder, 21, seed=1, begun=lambda: begun.append(1))
     assert not begun
-    run(whole.folder, 20, begun=lambda: begun.append(2))
-    assert begun == [2]
+
+
+def test_a_folder_is_the_runs_once_its_first_row_is_written_and_before_it_saves(tmp_path):
+    seen = []
+
+    def begun():
+        seen.append(
+            (len(read_curves(tmp_path / "curves.csv")), *(tmp_path / "checkpoints").iterdir())
+        )
+
+    run(tmp_path, 8, log_every=2, begun=begun)
+    assert seen == [(1,)]
+
+    def more(params, frozen, batch, key):
+        value, others = loss(params, frozen, batch, key)
+        return value, others | {"new": value}
+
+    with pytest.raises(ResumeError, match="train into another folder"):
+        run(tmp_path, 9, loss=more, begun=begun)
+    assert seen == [(1,)]
 
 
 def test_decay_warms_up_to_the_one_asked_for():

@@ -92,6 +92,7 @@ def trained(request, random_model, tmp_path_factory):
         tokenizer=pipeline.tokenizers[0],
         scheduler=scheduler(kind, told),
         seed=0,
+        batch=len(PROMPTS),
         levels=lambda schedule, key, count: SIGMA,
         distance=lambda answer, wanted: heard.extend((answer, wanted)) or jnp.mean(answer),
         dropout=0.0,
