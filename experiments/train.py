@@ -141,10 +141,7 @@ def assemble(config: dict[str, Any], used: Mapping[str, Path]) -> Any:
             **earlier(stage, used),
             **rest,
         )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # data that is not there, choices that do not go together
+    except (OSError, ValueError) as error:  # no such data, or choices that contradict each other
         raise ConfigError(f"{stage}: {error}") from error
 
 
@@ -163,12 +160,8 @@ def previews(config: Mapping[str, Any]) -> Callable[[Pipeline], Any] | None:
 
 def optimizer(config: dict[str, Any]) -> optax.GradientTransformation:
     """The optimizer asked for, the gradient's norm clipped first."""
-    inner = build(config["optimizer"])
-    return (
-        inner
-        if config["clip"] is None
-        else optax.chain(optax.clip_by_global_norm(config["clip"]), inner)
-    )
+    inner, norm = build(config["optimizer"]), config["clip"]
+    return inner if norm is None else optax.chain(optax.clip_by_global_norm(norm), inner)
 
 
 def watch(task: Task, folder: Path, learned: Any, step: int) -> dict[str, Any]:
