@@ -121,8 +121,10 @@ def step_function(
         norm = optax.tree.norm(grad)
         good &= jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(dparams))
         params = optax.apply_updates(state.params, dparams)
-        d = ema_decay(decay, state.step)
-        ema = jax.tree.map(lambda e, p: p + d.astype(p.dtype) * (e - p), state.ema, params)
+        ema = params
+        if decay:  # with 0 the sum below rounds by itself, where XLA fuses the update into it
+            d = ema_decay(decay, state.step)
+            ema = jax.tree.map(lambda e, p: p + d.astype(p.dtype) * (e - p), state.ema, params)
         new = State(state.step + 1, params, opt_state, ema, state.key)
         metrics = {"loss": value, "grad_norm": norm, **metrics}
         return jax.tree.map(lambda a, b: _where(good, a, b), new, state), good, metrics
