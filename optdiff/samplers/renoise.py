@@ -54,7 +54,9 @@ def standard_normal(key: Keys, x: Samples) -> Float[Array, "b ..."]:
     """Noise of the shape of `x`, from one key per sample; always in float32."""
     # The same noise whatever the samples' type; in bfloat16 there would be 128 values of it, none
     # beyond 2.9.
-    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(key)
+    z = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(key)
+    # Fused into a step, jax 0.12 rounds its last bit otherwise: one key, one noise, in any program.
+    return jax.lax.optimization_barrier(z)
 
 
 def gap(upper: Sigma, lower: Sigma) -> Array:
