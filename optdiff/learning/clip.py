@@ -1,5 +1,6 @@
 """Learning CLIP: two towers and a temperature, so that a picture finds its caption among others."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,13 +114,17 @@ def task(
 
 def padded(tokenizer: Any, length: int) -> Callable[[Sequence[str]], Int[np.ndarray, "b n"]]:
     """What makes ids (texts, length) of texts as `tokenize` does, in a hundredth of its time: many
-    at once, in native code, and without a look at what was cut off."""
-    fast = tokenizer.backend_tokenizer
+    at once, in native code, and without a look at what was cut off.
+
+    It pads by a copy of its own, which nothing changes later: a thread reads ahead by it while
+    others use the tokenizer, whose padding transformers switches as each call wants it.
+    """
+    fast = copy.deepcopy(tokenizer.backend_tokenizer)
     fast.enable_truncation(length)
     fast.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
 
     def ids(texts: Sequence[str]) -> Int[np.ndarray, "b n"]:
-        return np.array([found.ids for found in fast.encode_batch(list(texts))], np.int32)
+        return np.array([encoding.ids for encoding in fast.encode_batch(list(texts))], np.int32)
 
     return ids
 

@@ -75,12 +75,18 @@ def tokenize(
       int32 ids (prompts, length).
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for prompt, ids in zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True):
+    # Cut and padded here: where transformers does it, each call changes the tokenizer, and other
+    # threads that use it get ids of all lengths.
+    padded = np.full((len(prompts), length), tokenizer.pad_token_id, np.int32)
+    for row, prompt, ids in zip(
+        padded, prompts, tokenizer(prompts, verbose=False).input_ids, strict=True
+    ):
+        fitting = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+        row[: len(fitting)] = fitting
         if len(ids) > length:
             lost = tokenizer.decode(ids[length - 1 : -1])
             warnings.warn(
                 f"prompt of {len(ids)} tokens, {length} fit: {lost!r} was cut off {prompt!r}",
                 stacklevel=2,
             )
-    padded = tokenizer(prompts, padding="max_length", truncation=True, max_length=length)
-    return np.asarray(padded.input_ids, np.int32).reshape(len(prompts), length)
+    return padded

@@ -2,11 +2,13 @@
 
 import json
 import socket
+import threading
 
 import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
+from optdiff.learning.clip import padded
 from optdiff.nn.clip.tokenizer import load_tokenizer, tokenize
 
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>"]
@@ -80,6 +82,33 @@ def test_reads_what_transformers_writes(tmp_path):
     straight = CLIPTokenizer.from_pretrained(tmp_path)
     theirs = straight(prompt, padding="max_length", max_length=77, truncation=True).input_ids
     np.testing.assert_array_equal(tokenize(first, prompt)[0], theirs)
+
+
+def test_a_thread_that_reads_ahead_is_not_disturbed_by_other_uses(tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path))
+    texts = ["a cat", "dog dog a cat dog", "a"]
+    theirs = tokenizer(texts, padding="max_length", truncation=True, max_length=5).input_ids
+    ahead = padded(tokenizer, 5)
+    tokenizer(texts)  # transformers leaves it without padding
+    np.testing.assert_array_equal(ahead(texts), theirs)
+    broken, ended = [], threading.Event()
+
+    def read():
+        while not ended.is_set():
+            try:
+                np.testing.assert_array_equal(ahead(texts), theirs)
+            except Exception as error:
+                broken.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(200):
+        tokenize(tokenizer, "a cat", length=7)
+        tokenizer(texts, padding=True)
+    ended.set()
+    thread.join()
+    assert not broken
+    np.testing.assert_array_equal(tokenize(tokenizer, texts[0], length=5), theirs[:1])
 
 
 def test_missing_vocabulary_is_an_error_not_an_empty_tokenizer(tmp_path):
