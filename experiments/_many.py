@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _sweep import build
+from _build import build
 
 from optdiff.analysis.coefficients import coefficients
 from optdiff.analysis.many import evaluate_many

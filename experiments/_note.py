@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _sweep import ConfigError
+from _errors import ConfigError
 
 from optdiff import provenance, results
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from _errors import ConfigError
 from _note import finished, read
-from _sweep import ConfigError
 
 from optdiff.denoisers import Guided
 from optdiff.grids import karras

@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from _errors import ConfigError
 from _network import Result, best_of, compare, not_installed, row
 from _side import Side
-from _sweep import ConfigError
 from hydra import compose
 from omegaconf import OmegaConf
 

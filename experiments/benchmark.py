@@ -14,9 +14,9 @@ from statistics import median
 from typing import Any
 
 import hydra
+from _build import build
 from _many import many, seconds
 from _network import network
-from _sweep import build
 from _training import training
 from omegaconf import DictConfig, OmegaConf
 

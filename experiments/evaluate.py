@@ -16,8 +16,10 @@ import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _build import build, build_once, check_targets, text
 from _device import device
-from _sweep import ConfigError, build, build_once, check_targets, label, run, single, text
+from _errors import ConfigError
+from _sweep import label, run, single
 from omegaconf import DictConfig, OmegaConf
 from threadpoolctl import threadpool_limits
 

@@ -16,8 +16,9 @@ import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _build import build, check_targets
 from _generate import completed, recalled, refuse, settled
-from _sweep import build, check_targets, run, single
+from _sweep import run, single
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm

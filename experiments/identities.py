@@ -10,7 +10,7 @@ import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _sweep import build
+from _build import build
 from omegaconf import DictConfig, OmegaConf
 
 from optdiff.analysis.coefficients import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 import jax
 import jax.numpy as jnp
-from _sweep import build
+from _build import build
 from hydra.utils import get_object
 from identities import SAMPLERS, configurations, probe
 from omegaconf import DictConfig

@@ -21,10 +21,12 @@ from typing import Any
 import hydra
 import jax
 import optax
+from _build import build, check_targets
 from _device import device
+from _errors import ConfigError
 from _note import begin, write
 from _stages import SHIPPED, STAGES, critics, earlier, parts, pictures
-from _sweep import ConfigError, build, check_targets, run
+from _sweep import run
 from jax.experimental import multihost_utils
 from omegaconf import DictConfig, OmegaConf
 

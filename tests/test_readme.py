@@ -16,8 +16,8 @@ from omegaconf import OmegaConf, open_dict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
+from _build import check_targets
 from _generate import completed
-from _sweep import check_targets
 from train import check_numbers
 
 from optdiff.grids import karras

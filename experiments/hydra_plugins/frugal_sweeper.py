@@ -9,7 +9,7 @@ file by its folder's name.
 import re
 from collections.abc import Sequence
 
-from _sweep import check_targets
+from _build import check_targets
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import OmegaConf
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import digits_folder
 import generate
+from _errors import ConfigError
 from _generate import completed, recalled, settled
-from _sweep import ConfigError
 from stable_diffusion_folder import write
 
 from optdiff import results

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import train
+from _build import build, check_targets
 from _stages import parts
-from _sweep import build, check_targets
 
 from optdiff.learning import distances, noise_levels
 from optdiff.noise import variance_exploding

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import _note
 import train
+from _build import check_targets
+from _errors import ConfigError
 from _stages import critics, parts
-from _sweep import ConfigError, check_targets
 
 from optdiff.learning.interruption import ResumeError
 from optdiff.problems.captioned_digits import SHIPPED

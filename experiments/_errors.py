@@ -1,0 +1,33 @@
+"""What is wrong with a configuration, in words: the closest thing that exists."""
+
+from difflib import get_close_matches
+
+from hydra.errors import MissingConfigException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+
+class ConfigError(SystemExit):
+    """A configuration that cannot work. It ends the sweep: every job would fail the same way."""
+
+
+def explain(error: Exception) -> str:
+    """What Hydra says of a configuration it cannot compose, with the closest thing that exists."""
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = str(error.missing_cfg_file)
+        group, _, choice = wanted.rpartition("/")
+        return f"{group or 'config'} has no {choice!r}{closest(choice, error.options)}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} must be given: {cause.full_key}=..."
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        return f"there is no {cause.full_key!r}{closest(str(cause.key), known)}"
+    return f"{type(error).__name__}: {error}"
+
+
+def closest(word: str, known: list[str]) -> str:
+    known = sorted(k for k in known if not k.startswith("_"))
+    close = get_close_matches(word, known, n=3, cutoff=0.5)
+    close.sort(key=lambda name: sorted(name) != sorted(word))  # letters swapped come first
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return meant if len(known) > 40 else f"{meant} There is {', '.join(known) or 'none'}."
