@@ -1,12 +1,20 @@
 """A folder of images with captions in `metadata.jsonl`, as Hugging Face's imagefolder has it."""
 
-import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optdiff.data.image_text import Broken, Example, image_text_stream, left_out
+from optdiff.data.image_text import (
+    Broken,
+    Example,
+    caption_of,
+    image_text_stream,
+    left_out,
+    parse,
+    utf8,
+)
 from optdiff.types import Stream
 
 METADATA = "metadata.jsonl"
@@ -46,8 +54,8 @@ def image_folder(
     >>> from PIL import Image
     >>> with TemporaryDirectory() as folder:
     ...     Image.new("RGB", (40, 30)).save(f"{folder}/0.png")
-    ...     row = {"file_name": "0.png", "text": "a night without stars"}
-    ...     _ = Path(folder, METADATA).write_text(json.dumps(row))
+    ...     row = '{"file_name": "0.png", "text": "a night without stars"}'
+    ...     _ = Path(folder, METADATA).write_text(row)
     ...     stream = image_folder(folder, size=8, batch=2)
     ...     batch, position = stream.read(stream.start)
     >>> batch["images"].shape, position
@@ -67,17 +75,17 @@ def folder_captions(
 
 
 def _examples(metadata: Path, file: str, text: str, broken: Broken) -> list[Example]:
-    """What can be used of the lines, the others told."""
+    """What can be used of the lines; of the others `broken` hears."""
     if not metadata.is_file():
         raise FileNotFoundError(
             f"no {METADATA} in {metadata.parent}: each line is to name an image and its caption, "
             f'as in {{"{file}": "0001.png", "{text}": "a red seven"}}'
         )
-    found = list(_lines(metadata, file, text))
-    faults = [line for line in found if isinstance(line, str)]
-    examples = [line for line in found if isinstance(line, Example)]
+    lines = list(_lines(metadata, file, text))
+    faults = [line for line in lines if isinstance(line, str)]
+    examples = [line for line in lines if isinstance(line, Example)]
     if faults:
-        broken(left_out(metadata, faults, len(found)))
+        broken(left_out(metadata, faults, len(lines)))
     if not examples:
         raise ValueError(f"{metadata}: not one image with a caption")
     return examples
@@ -85,21 +93,22 @@ def _examples(metadata: Path, file: str, text: str, broken: Broken) -> list[Exam
 
 def _lines(metadata: Path, file: str, text: str) -> Iterator[Example | str]:
     """The example on each line, or its fault."""
-    for number, line in enumerate(metadata.read_bytes().splitlines(), 1):
+    for number, line in enumerate(utf8(metadata.read_bytes()).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse(line)
         except ValueError as error:
             yield f"line {number} ({error})"
             continue
-        name, caption = (row.get(c) if isinstance(row, dict) else None for c in (file, text))
+        name, words = (row.get(c) if isinstance(row, dict) else None for c in (file, text))
+        caption = caption_of(words)
         if not isinstance(name, str):
             yield f"line {number} (no {file!r})"
-        elif not isinstance(caption, str) or not caption.strip():
+        elif caption is None:
             yield f"line {number} (no {text!r})"
-        elif not (metadata.parent / name).is_file():
+        elif not os.path.isfile(metadata.parent / name):  # False also of a name that cannot be
             yield f"line {number} (there is no {name!r})"
         else:
             image = metadata.parent / name
-            yield Example(str(image), caption.strip(), image)
+            yield Example(str(image), caption, image)

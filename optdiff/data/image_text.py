@@ -5,13 +5,16 @@ are whose, how an image becomes an array. Where examples lie is in `image_folder
 `webdataset.py`.
 """
 
+import codecs
 import io
+import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,7 +26,11 @@ from optdiff.types import Batch, Stream
 Broken = Callable[[str], object]
 """Told of what cannot be used, with its name and why. If it raises, nothing more is read."""
 
-_TOLD = 5  # names in a message of examples left out; the others are counted
+IMAGE_BYTES = 2**28
+"""An image file larger than this is left out: nobody draws so much, and memory has an end."""
+
+# Names in a message of examples left out, the others are counted; and letters of one of them.
+_NAMED, _LETTERS = 5, 200
 
 
 class Example(NamedTuple):
@@ -103,8 +110,8 @@ def image_text_stream(
     def read(position: dict[str, int]) -> tuple[Batch, dict[str, int]]:
         rows, position = _take(part, parts, position, batch)
         rows = rows[share * host : share * (host + 1)]
-        found = list(pool.map(partial(_load, size=size), rows))
-        images, whose = _mend(found, rows, broken)
+        loaded = list(pool.map(partial(_load, size=size), rows))
+        images, whose = _mend(loaded, rows, broken)
         content: dict[str, np.ndarray] = {"images": images.astype(np.float32) / np.float32(255)}
         if tokenize is not None:
             content["ids"] = tokenize([rows[place].caption for place in whose])
@@ -138,6 +145,9 @@ def _load(example: Example, size: int) -> UInt8[np.ndarray, "{size} {size} 3"] |
     """The image, or why there is none."""
     try:
         with open(example.file, "rb") as file:
+            whole = os.fstat(file.fileno()).st_size
+            if (whole if example.size < 0 else example.size) > IMAGE_BYTES:
+                raise ValueError(f"larger than {IMAGE_BYTES} bytes")
             file.seek(example.start)
             return decode(file.read(example.size), size)
     except Exception as error:  # decoders raise everything from SyntaxError to struct.error
@@ -145,20 +155,20 @@ def _load(example: Example, size: int) -> UInt8[np.ndarray, "{size} {size} 3"] |
 
 
 def _mend(
-    found: Sequence[np.ndarray | Exception], rows: Sequence[Example], broken: Broken
+    loaded: Sequence[np.ndarray | Exception], rows: Sequence[Example], broken: Broken
 ) -> tuple[UInt8[np.ndarray, "b h w 3"], list[int]]:
     """All images, others in place of those that are broken; and of which row each is."""
-    whole = [place for place, image in enumerate(found) if isinstance(image, np.ndarray)]
+    whole = [place for place, image in enumerate(loaded) if isinstance(image, np.ndarray)]
     whose = list(range(len(rows)))
-    for place, image in enumerate(found):
+    for place, image in enumerate(loaded):
         if isinstance(image, np.ndarray):
             continue
-        said = f"{rows[place].name}: {image or type(image).__name__}"
+        fault = f"{_shown(rows[place].name)}: {image or type(image).__name__}"
         if not whole:
-            raise ValueError(f"none of {len(rows)} images can be read, the first: {said}")
-        broken(f"{said}; another image of its batch takes its place")
+            raise ValueError(f"none of {len(rows)} images can be read, the first: {fault}")
+        broken(f"{fault}; another image of its batch takes its place")
         whose[place] = whole[place % len(whole)]
-    return np.stack([found[place] for place in whose]), whose
+    return np.stack([loaded[place] for place in whose]), whose
 
 
 def decode(data: bytes, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
@@ -213,12 +223,49 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((grey >> 8).astype(np.uint8))
 
 
+def utf8(data: bytes) -> bytes:
+    """Text without the byte order mark that Windows puts before it, UTF-16 written as UTF-8.
+
+    >>> utf8("caf\u00e9".encode("utf-16")).decode(), utf8(codecs.BOM_UTF8 + b"cup")
+    ('caf\u00e9', b'cup')
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace").encode()
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON, of any depth that can be read.
+
+    Raises:
+      ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def caption_of(value: Any) -> str | None:
+    """A caption without the blanks around it; None for what is no text, is blank, or holds half a
+    character (JSON can write one, and no tokenizer takes it)."""
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        return None
+    return value.strip() or None
+
+
+def _shown(name: str) -> str:
+    """A name from a file as a message shows it: on one line, its end left out where it is long."""
+    plain = name if name.isprintable() else repr(name)[1:-1]
+    return plain if len(plain) <= _LETTERS else f"{plain[: _LETTERS - 3]}..."
+
+
 def left_out(where: Path, faults: Sequence[str], total: int) -> str:
     """What to say of examples that cannot be used.
 
     >>> left_out(Path("0.tar"), ["000007 (no caption)"], 100)
     '0.tar: 1 of 100 examples left out: 000007 (no caption)'
     """
-    more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-    named = ", ".join(faults[:_TOLD])
+    more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    named = ", ".join(map(_shown, faults[:_NAMED]))
     return f"{where}: {len(faults)} of {total} examples left out: {named}{more}"

@@ -7,8 +7,8 @@ batch. That needs plain tar files on a disk: no compression, no pipes.
 """
 
 import glob
-import json
 import os
+import re
 import tarfile
 import warnings
 from collections import defaultdict
@@ -18,7 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from optdiff.data.image_text import Broken, Example, image_text_stream, left_out
+from optdiff.data.image_text import (
+    Broken,
+    Example,
+    caption_of,
+    image_text_stream,
+    left_out,
+    parse,
+    utf8,
+)
 from optdiff.types import Stream
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -26,6 +34,12 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 
 TEXTS = ("txt", "json")
 """Endings of captions, likewise."""
+
+TEXT_BYTES = 2**20
+"""What is longer than this is no caption, and no header of tar."""
+
+SHARDS = 10**6
+"""More shards than this are not named by one pattern."""
 
 
 def webdataset(
@@ -44,7 +58,8 @@ def webdataset(
     images that do not decode is in `image_text_stream`.
 
     Args:
-      shards: paths of tar files, or a pattern such as "laion/*.tar".
+      shards: paths of tar files, one or several, or patterns such as "laion/*.tar" and, as
+        WebDataset writes them, "laion/{00000..00012}.tar".
       field: where a `.json` has the caption, if there is no `.txt`.
       mixed: how many shards are listed, and shuffled as one, at a time.
       broken: told of what cannot be used; warns, unless told otherwise. If it raises, nothing more
@@ -110,12 +125,41 @@ def shard_captions(
 
 
 def _paths(shards: str | Path | Sequence[str | Path]) -> list[Path]:
-    several = sorted(glob.glob(str(shards))) if isinstance(shards, str | Path) else shards
-    paths = [Path(shard) for shard in several]
-    missing = [str(path) for path in paths if not path.is_file()]
+    names = [str(shards)] if isinstance(shards, str | Path) else [str(shard) for shard in shards]
+    paths, missing = [], []
+    for name in names:
+        # A file of that very name first: brackets and braces may be part of it.
+        for one in [name] if os.path.isfile(name) else _spelt_out(name):
+            here = [one] if os.path.isfile(one) else sorted(filter(os.path.isfile, glob.glob(one)))
+            paths += map(Path, here)
+            missing += [] if here else [one]
     if missing or not paths:
-        raise FileNotFoundError(f"no such shard: {', '.join(missing) or shards}")
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise FileNotFoundError(f"no such shard: {', '.join(missing[:5])}{more}")
     return paths
+
+
+def _spelt_out(pattern: str) -> list[str]:
+    """A pattern's `{000..012}` and `{a,b}` one by one, as a shell does it; other braces stay.
+
+    >>> _spelt_out("{a,b}-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
+    """
+    names, later = [""], pattern
+    while (braces := re.search(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}", later)) is not None:
+        choices, numbers = braces[1].split(","), braces[1].split("..")
+        if len(numbers) == 2 and len(choices) == 1:
+            first, last = map(int, numbers)
+            width = max(map(len, numbers)) if any(n[0] == "0" for n in numbers) else 0
+            step = 1 if first <= last else -1
+            if abs(last - first) >= SHARDS:
+                raise ValueError(f"{pattern}: {abs(last - first) + 1} shards, at most {SHARDS}")
+            choices = [f"{n:0{width}}" for n in range(first, last + step, step)]
+        if len(names) * len(choices) > SHARDS:
+            raise ValueError(f"{pattern}: more than {SHARDS} shards")
+        names = [f"{name}{later[: braces.start()]}{choice}" for name in names for choice in choices]
+        later = later[braces.end() :]
+    return [name + later for name in names]
 
 
 Place = tuple[int, int]
@@ -128,11 +172,13 @@ def _examples(shard: Path, field: str, broken: Broken) -> list[Example]:
     with open(shard, "rb") as file:
         members, faults, tear = _members(file)
         for key, places in members.items():
+            if key in faults:
+                continue
             image = next((places[ending] for ending in IMAGES if ending in places), None)
             caption = _caption(file, places, field)
             if image is None or caption is None:
-                faults.setdefault(key, "no image" if image is None else "no caption")
-            elif key not in faults:
+                faults[key] = "no image" if image is None else "no caption"
+            else:
                 examples.append(Example(f"{shard}: {key}", caption, shard, *image))
     if faults:
         named = [f"{key} ({fault})" for key, fault in faults.items()]
@@ -142,14 +188,38 @@ def _examples(shard: Path, field: str, broken: Broken) -> list[Example]:
     return examples
 
 
+class _Whole:
+    """A file as `tarfile` may read it: it asks for as many bytes as a header claims, in some
+    versions of Python for a negative number, or for ever at the end."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.tell = file.tell
+
+    def seek(self, place: int) -> int:
+        if not 0 <= place < 2**63:
+            raise tarfile.ReadError(f"byte {place} is in no file")
+        return self._file.seek(place)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= TEXT_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        data = self._file.read(size)
+        if len(data) < size:
+            raise tarfile.ReadError("the file ends")
+        return data
+
+
 def _members(file: BinaryIO) -> tuple[dict[str, dict[str, Place]], dict[str, str], str | None]:
     """Where members lie, by key and ending; the faults of keys; and that of the whole shard."""
     members: dict[str, dict[str, Place]] = defaultdict(dict)
     faults: dict[str, str] = {}
     length, end = os.fstat(file.fileno()).st_size, 0
-    # Data that end early raise; what is lost by that is seen from where members lie.
-    with suppress(tarfile.ReadError), tarfile.open(fileobj=file, mode="r:") as tar:
+    # Damaged headers raise errors of all kinds; what is lost is seen from where the members lie.
+    with suppress(Exception), tarfile.open(fileobj=_Whole(file), mode="r:") as tar:  # type: ignore
         while (member := tar.next()) is not None:
+            if member.size < 0 or tar.offset <= end:
+                break  # it leads back to where we were
             end = tar.offset
             folder, name = os.path.split(member.name)
             stem, _, ending = name.partition(".")
@@ -162,27 +232,31 @@ def _members(file: BinaryIO) -> tuple[dict[str, dict[str, Place]], dict[str, str
                 faults[key] = f"cut off in its .{ending}"
             members[key][ending] = (member.offset_data, member.size)
     # A header that makes no sense ends the file for Python, silently. The real end is zeros.
+    end = min(end, length)
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
         return members, faults, None
-    tear = f"no plain tar file from byte {min(end, length)} of {length} on; what followed is lost"
-    return members, faults, tear
+    return (
+        members,
+        faults,
+        (f"no plain tar file from byte {end} of {length} on; what followed is lost"),
+    )
 
 
 def _caption(file: BinaryIO, places: Mapping[str, Place], field: str) -> str | None:
     """What the members of an example say of it, if anything."""
     for ending in TEXTS:
-        if ending not in places:
+        start, size = places.get(ending, (0, 0))
+        if not 0 < size <= TEXT_BYTES:
             continue
-        start, size = places[ending]
         file.seek(start)
         try:
-            said = file.read(size).decode("utf-8")
+            words = utf8(file.read(size)).decode("utf-8")
             if ending == "json":
-                described = json.loads(said)
-                said = described.get(field) if isinstance(described, dict) else None
+                described = parse(words)
+                words = described.get(field) if isinstance(described, dict) else None
         except ValueError:  # neither text nor JSON
             continue
-        if isinstance(said, str) and said.strip():
-            return said.strip()
+        if (caption := caption_of(words)) is not None:
+            return caption
     return None

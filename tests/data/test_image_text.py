@@ -144,6 +144,15 @@ def test_who_wants_to_can_refuse_broken_images(tmp_path):
         take(stream("folder", folder), FIRST, 1)
 
 
+def test_an_image_file_beyond_bounds_is_left_out_unread(tmp_path):
+    folder = write_folder(tmp_path / "folder", 2)
+    with folder.joinpath("1.png").open("r+b") as file:
+        file.truncate(2**30)  # sparse: nothing is written
+    told = []
+    seen, _ = take(stream("folder", folder, batch=2, broken=told.append), FIRST, 1)
+    assert seen == [0, 0] and "1.png: larger than 268435456 bytes" in told[0]
+
+
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tarfile
 
 import pytest
 from numbered_pictures import examples, numbers, picture, stream, take, write_shard, write_shards
@@ -152,3 +153,74 @@ def test_missing_shards_are_named(tmp_path):
         webdataset([there, tmp_path / "1.tar"], size=4, batch=4)
     batch, _ = webdataset([there], size=4, batch=1, tokenize=numbers).read(START)
     assert batch["ids"].tolist() == [[0]]
+
+
+def claiming(size: int, kind: bytes = b"0") -> bytes:
+    """A picture's header that claims so many bytes, in the encoding of GNU tar, and its content."""
+    header = bytearray(tarfile.TarInfo("000001.txt").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = bytes([0xFF if size < 0 else 0x80]) + size.to_bytes(11, "big", signed=True)
+    header[148:157] = b" " * 8 + kind
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"picture 1".ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S"], ids=["file", "pax", "name", "sparse"])
+@pytest.mark.parametrize("size", [2**40, 2**62, 2**63, -512, -1024, -1, 2**20 + 1])
+def test_a_header_that_claims_what_is_not_there_ends_the_shard(size, kind, tmp_path):
+    shard = write_shard(tmp_path / "0.tar", examples(0, 1))
+    whole = shard.read_bytes()[: 4 * 512]
+    shard.write_bytes(whole + claiming(size, kind) + whole.replace(b"000000", b"000002") * 2)
+    seen, told = read_all(tmp_path, 1)
+    assert seen == [0] and "what followed is lost" in told[-1]
+
+
+def test_captions_are_bounded_in_size_and_depth(tmp_path):
+    members = examples(1, 3) | {f"{i}.png": picture(i) for i in range(3, 7)}
+    members["3.json"] = b'{"caption":' * 100_000
+    members["4.json"] = b'{"caption": "picture 4", "rest": "%s"}' % (b"x" * 2**20)
+    members["5.json"] = b'{"caption": "picture \\ud83c 5"}'  # half a character
+    members["6.txt"] = b""
+    write_shard(tmp_path / "0.tar", members)
+    seen, told = read_all(tmp_path, 2)
+    assert seen == [1, 2] and "4 of 6 examples left out: 3 (no caption), 4 (no" in told[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16-le", "utf-16-be", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_caption(encoding, tmp_path):
+    mark = "\ufeff" if encoding[-2:] in ("le", "be") else ""
+    words = "picture 0 \u2028\u0085 \U0001f3a8"
+    members = {"0.png": picture(0), "0.txt": (mark + words).encode(encoding)}
+    members |= {"1.png": picture(1), "1.json": f'{mark}{{"caption": "{words}"}}'.encode(encoding)}
+    write_shard(tmp_path / "0.tar", members)
+    assert list(shard_captions(tmp_path / "0.tar")) == [words, words]
+
+
+def test_names_are_literal_and_spelt_out_as_a_shell_does_it(tmp_path):
+    names = [
+        "a[1].tar",
+        "b{0..1}.tar",
+        "c-08.tar",
+        "c-09.tar",
+        "c-10.tar",
+        "d-x{}.tar",
+        "d-y{}.tar",
+    ]
+    for i, name in enumerate(names):
+        write_shard(tmp_path / name, {f"{i}.png": picture(i), f"{i}.txt": b"picture %d" % i})
+
+    def read(pattern):
+        return [int(words.split()[1]) for words in shard_captions(f"{tmp_path}/{pattern}")]
+
+    patterns = {"a[1].tar": [0], "b{0..1}.tar": [1], "c-?[89].tar": [2, 3]}
+    patterns |= {"c-{08..10}.tar": [2, 3, 4], "c-{10..08}.tar": [4, 3, 2]}
+    patterns |= {"d-{x,y}{}.tar": [5, 6], "{c,d}-*": [2, 3, 4, 5, 6]}
+    assert {pattern: read(pattern) for pattern in patterns} == patterns
+    with pytest.raises(FileNotFoundError, match=r"no such shard: \S+c-11\.tar, \S+c-12\.tar$"):
+        read("c-{08..12}.tar")
+    with pytest.raises(FileNotFoundError, match=r"e107\.tar and 99 more"):
+        read("e{103..206}.tar")
+    for endless in ("{0..1000000000}", "{0..9999}{0..9999}"):
+        with pytest.raises(ValueError, match=r"at most 1000000|more than 1000000"):
+            read(endless)
+    with pytest.raises(FileNotFoundError, match="no such shard"):
+        read("x" * 300)
