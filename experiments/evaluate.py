@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_limits
 from optdiff import provenance, results
 from optdiff.allocator import give_back_after_compiling
 from optdiff.analysis import diagnostics, evaluation
-from optdiff.sample import levels_within, sample_keys, start
+from optdiff.cost import levels_within
+from optdiff.sample import sample_keys, start
 
 HOW_NOT_WHAT = ("study", "batch", "refresh")  # entries that do not change what a job finds
 RESULTS = Path("results")

@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from optdiff import grids
 from optdiff.allocator import give_back_after_compiling
+from optdiff.cost import levels_within
 from optdiff.denoisers import Guided
 from optdiff.images import read_image, tile, to_pixels, write_png
 from optdiff.nn.tensorfile import CheckpointError
 from optdiff.problems.text_to_image import TextToImage, slerp
-from optdiff.sample import Step, denoise, levels_within, sample, sample_keys, start
+from optdiff.sample import Step, last_denoising, sample, sample_keys, start
 from optdiff.types import Cond, Keys, Levels, Samples
 
 
@@ -106,7 +107,7 @@ def route(config: dict[str, Any], model: TextToImage, n: int) -> tuple[Levels, A
         if config.get("grid") is None:
             grid, finish = grids.from_scheduler_config(dict(model.scheduler)), model.finish
         else:
-            grid, finish = build(config["grid"]), denoise
+            grid, finish = build(config["grid"]), last_denoising
         levels = grid(model.schedule, n)
     except ValueError as error:
         refuse([str(error)])

@@ -16,9 +16,10 @@ from hydra.utils import get_object
 from identities import SAMPLERS, configurations, probe
 from omegaconf import DictConfig
 
+from optdiff.cost import evals_per_step
 from optdiff.problems import mixture
 from optdiff.results import write
-from optdiff.sample import evals_per_step, identity, sample, sample_keys
+from optdiff.sample import identity, sample, sample_keys
 
 BY_NAME = ("optdiff.samplers.from_transformation", "optdiff.samplers.from_optimizer")
 LEVELS = jnp.array([20.0, 13.0, 6.0, 2.5, 1.0, 0.6, 0.3, 0.12])  # nothing agrees by chance

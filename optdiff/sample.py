@@ -2,11 +2,11 @@
 
 A step evaluates the denoiser at the iterate, lets the clock choose the next level and the sampler
 the move. The driver owns the iteration, the per-step keys and the count of evaluations; update
-rules live in `samplers`, levels in `grids`. It knows optax and the types, nothing else of optdiff.
+rules live in `samplers`, levels in `grids`. Of optdiff it knows types and keys.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from optdiff.keys import fold_in
+from optdiff.keys import sample_keys as sample_keys
 from optdiff.types import (
     Clock,
     Cond,
+    Ending,
+    EpsFn,
     Keys,
     Levels,
     Problem,
@@ -26,9 +30,6 @@ from optdiff.types import (
     Step,
     expand,
 )
-
-EpsFn = Callable[[Samples, Sigma], Samples]
-"""`eps_fn(x, sigma)`: the unit-noise direction `(x - D(x, sigma)) / sigma`."""
 
 
 class Trace(NamedTuple):
@@ -57,12 +58,21 @@ def plain_clock(levels: Levels) -> Clock:
     return Clock(lambda x: (levels[0], levels), step)
 
 
-def denoise(eps_fn: EpsFn, x: Samples, sigma: Sigma) -> Samples:
+def last_denoising(eps_fn: EpsFn, x: Samples, sigma: Sigma, update: Callable) -> Samples:
     """Finish with `x0 = D(x, sigma)`, the Euler step to zero: n levels cost n evaluations."""
     return x - (expand(sigma, x) * eps_fn(x, sigma)).astype(x.dtype)
 
 
-def identity(eps_fn: EpsFn, x: Samples, sigma: Sigma) -> Samples:
+def step_to_zero(eps_fn: EpsFn, x: Samples, sigma: Sigma, update: Callable) -> Samples:
+    """Finish with the sampler's own step to zero, at the cost of `last_denoising`, as the sources
+    of `lms`, `ipndm` and `gradient_estimation` do: what is remembered counts there too.
+
+    For samplers whose update exists at `sigma_next = 0`, which has no logarithm and at which no
+    denoiser can be evaluated."""
+    return x + update(eps_fn(x, sigma), jnp.zeros_like(sigma)).astype(x.dtype)
+
+
+def identity(eps_fn: EpsFn, x: Samples, sigma: Sigma, update: Callable) -> Samples:
     """Finish where the last step ended, with noise of the last level still in the sample."""
     return x
 
@@ -75,7 +85,7 @@ def sample(
     *,
     cond: Cond = None,
     x: Samples | None = None,
-    finish: Callable[[EpsFn, Samples, Sigma], Samples] = denoise,
+    finish: Ending = last_denoising,
     observe: Callable[[Step], PyTree] | None = None,
     clock: Clock | None = None,
     on_step: Callable[[Step], bool | None] | None = None,
@@ -93,7 +103,7 @@ def sample(
       keys: (b,) one key per sample, see `sample_keys`.
       cond: one condition per sample, or None.
       x: (b, ...) where to start, at `levels[0]`; by default `problem.prior`.
-      finish: `denoise` (the default) or `identity`.
+      finish: `last_denoising` (the default), `step_to_zero` or `identity`.
       observe: maps each `Step` to a pytree, stacked in the trace.
       clock: chooses the levels instead of the grid; still at most n - 1 steps.
       on_step: called after each step (progress, previews); a true value ends the loop early.
@@ -103,8 +113,8 @@ def sample(
 
     Raises:
       ValueError: if levels are not a positive, finite vector.
-      FloatingPointError: at the first step, or last denoising, that leaves a sample not finite;
-        names step and level.
+      FloatingPointError: at the first step, or ending, that leaves a sample not finite; names
+        step and level.
 
     >>> from optdiff.problems import gaussian
     >>> from optdiff.grids import karras
@@ -114,9 +124,9 @@ def sample(
     >>> x0.shape, trace.nfe.tolist()
     ((4, 2), [8, 8, 8, 8])
     """
-    iterate = partial(_python_loop, observe, on_step)
-    x0, trace = _drive(iterate, problem, sampler, _checked(levels), keys, cond, x, finish, clock)
-    _require_finite(x0, "the last denoising", trace.sigma[-1])
+    loop = partial(_python_loop, observe, on_step)
+    x0, trace = _sample(loop, problem, sampler, _checked(levels), keys, cond, x, finish, clock)
+    _require_finite(x0, "the ending", trace.sigma[-1])
     return x0, trace
 
 
@@ -128,7 +138,7 @@ def sample_scan(
     *,
     cond: Cond = None,
     x: Samples | None = None,
-    finish: Callable[[EpsFn, Samples, Sigma], Samples] = denoise,
+    finish: Ending = last_denoising,
     observe: Callable[[Step], PyTree] | None = None,
     clock: Clock | None = None,
 ) -> tuple[Samples, Trace]:
@@ -141,20 +151,9 @@ def sample_scan(
     return _compiled(problem, sampler, levels, keys, cond, x, finish, observe, clock)
 
 
-def sample_keys(seed: int, count: int, start: int = 0) -> Keys:
-    """Keys of the samples `start` to `start + count` of a seed, `fold_in(key(seed), index)`.
-
-    An image depends on its seed and index alone, not on the batch it was made in.
-
-    >>> bool(sample_keys(0, 8)[5] == sample_keys(0, 3, start=3)[2])
-    True
-    """
-    return _sample_keys(jax.random.key(seed), jnp.arange(start, start + count))
-
-
 def start(problem: Problem, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samples:
     """Where `sample` starts each of these keys at this level: draws of `problem.prior`."""
-    return problem.prior(_fold_in(keys, 0), sigma, cond)
+    return problem.prior(fold_in(keys, 0), sigma, cond)
 
 
 @jax.jit
@@ -171,155 +170,130 @@ def eps_at(problem: PyTree, cond: Cond, x: Samples, sigma: Sigma) -> Samples:
     return (residual / expand(sigma, x)).astype(x.dtype)
 
 
-@lru_cache(maxsize=1024)
-def evals_per_step(sampler: Sampler, shape: tuple[int, ...] = (1,)) -> int:
-    """Evaluations a sampler makes in a step, counted as it takes one of samples of this shape.
-
-    >>> from optdiff.samplers import heun
-    >>> evals_per_step(heun())
-    2
-    """
-    counted = _Counted(lambda x, sigma: x)
-    x, levels, keys = jnp.ones((1, *shape)), jnp.ones(2), sample_keys(0, 1)
-    carry = Carry(x, levels[0], jnp.zeros(1, jnp.int32), sampler.init(x), levels)
-    # Shapes are enough to count by: the step is traced, as in a scan, and nothing is computed.
-    jax.eval_shape(partial(_step, counted, sampler, plain_clock(levels), keys, 2), carry, 0)
-    return counted.calls
-
-
-def evaluations(sampler: Sampler, n: int, shape: tuple[int, ...] = (1,)) -> int:
-    """Evaluations per sample that n levels cost with this sampler, the last denoising included."""
-    return (n - 1) * evals_per_step(sampler, shape) + 1
-
-
-def levels_within(sampler: Sampler, nfe: int, shape: tuple[int, ...] = (1,)) -> int:
-    """The largest number of levels whose cost fits a budget of evaluations.
-
-    >>> from optdiff.samplers import heun
-    >>> levels_within(heun(), 8)   # three steps of two evaluations, and the last denoising
-    4
-    """
-    if nfe < 1:
-        raise ValueError(f"a sample takes at least one evaluation, but the budget is {nfe}")
-    return 1 + (nfe - 1) // evals_per_step(sampler, shape)
-
-
-def drive(
-    iterate: Callable[..., tuple["Carry", PyTree]],
+def sampling_loop(
+    loop: Callable[..., tuple["Carry", PyTree]],
     eps_fn: EpsFn,
     sampler: Sampler,
     clock: Clock,
     n: Any,
     keys: Keys,
     x: Samples,
-    finish: Callable[[EpsFn, Samples, Sigma], Samples],
+    finish: Ending,
 ) -> tuple[Samples, "Carry", PyTree]:
-    """The driver around any gradient: n - 1 steps from x, iterated by `iterate`, then `finish`.
+    """The driver around any gradient: n - 1 steps from x, repeated by `loop`, then `finish`.
 
     `sample` and `sample_scan` are this with a problem's `eps_at`; analysis puts its own gradients
-    in. `iterate(step, carry, count)` applies `step(carry, i) -> (carry, Step)` for i below count
-    and returns the last carry with whatever it collected.
+    in. `loop(step, carry, count)` applies `step(carry, i) -> (carry, Step)` for i below count and
+    returns the last carry with whatever it collected.
 
     Returns:
-      The samples, the last carry with their evaluations counted in, what `iterate` collected.
+      The samples, the last carry with their evaluations counted in, what `loop` collected.
     """
     sigma, clock_state = clock.init(x)
     step = partial(_step, eps_fn, sampler, clock, keys, n)
     carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), sampler.init(x), clock_state)
-    carry, collected = iterate(step, carry, n - 1)
-    last = _Counted(eps_fn)
-    x0 = finish(last, carry.x, carry.sigma)
-    return x0, carry._replace(nfe=carry.nfe + last.calls), collected
+    carry, collected = loop(step, carry, n - 1)
+    counter = _Counter(eps_fn)
+
+    def update(eps, sigma_next):
+        return _update(sampler, carry, eps, sigma_next, 1, fold_in(keys, n), counter)[0]
+
+    x0 = finish(counter, carry.x, carry.sigma, update)
+    return x0, carry._replace(nfe=carry.nfe + counter.calls), collected
 
 
-def _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock):
+def _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock):
     clock = plain_clock(levels) if clock is None else clock
     x = start(problem, keys, levels[0], cond) if x is None else x
     eps_fn = partial(eps_at, problem, cond)
-    x0, carry, (sigmas, observed) = drive(
-        iterate, eps_fn, sampler, clock, levels.shape[0], keys, x, finish
-    )
+    n = levels.shape[0]
+    x0, carry, collected = sampling_loop(loop, eps_fn, sampler, clock, n, keys, x, finish)
+    sigmas, observed = collected
     return x0, Trace(carry.nfe, jnp.concatenate([sigmas, carry.sigma[None]]), observed)
 
 
 def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step]:
     """The one step. Evaluations are counted as they are made; in a scan, as they are traced."""
-    counted = _Counted(eps_fn)
-    eps = counted(carry.x, carry.sigma)
+    counter = _Counter(eps_fn)
+    eps = counter(carry.x, carry.sigma)
     sigma_next, go, clock_state = clock.next(carry.clock, carry.x, eps, i)
-    dx, state = sampler.update(
+    key = fold_in(keys, i + 1)
+    dx, state = _update(sampler, carry, eps, sigma_next, n - 1 - i, key, counter)
+    x = carry.x + dx.astype(carry.x.dtype)
+    proposal = Step(i, carry.x, eps, carry.sigma, sigma_next, x)
+    accept, clock_state = clock.judge(clock_state, proposal)
+    after, before = (x, sigma_next, state), (carry.x, carry.sigma, carry.sampler)
+    for moves in (accept, go):
+        if moves is not None:
+            after = jax.tree.map(partial(_where, moves), after, before)
+    x, sigma, state = after
+    nfe = carry.nfe + (counter.calls if go is None else jnp.where(go, counter.calls, 0))
+    return Carry(x, sigma, nfe, state, clock_state), proposal._replace(sigma_next=sigma, x_next=x)
+
+
+def _update(sampler, carry, eps, sigma_next, steps_left, key, eps_fn):
+    return sampler.update(
         eps,
         carry.sampler,
         carry.x,
         sigma=carry.sigma,
         sigma_next=sigma_next,
-        steps_left=n - 1 - i,
-        key=_fold_in(keys, i + 1),
-        eps_fn=counted,
+        steps_left=steps_left,
+        key=key,
+        eps_fn=eps_fn,
     )
-    x = carry.x + dx.astype(carry.x.dtype)
-    made = Step(i, carry.x, eps, carry.sigma, sigma_next, x)
-    accept, clock_state = clock.judge(clock_state, made)
-    moved, stayed = (x, sigma_next, state), (carry.x, carry.sigma, carry.sampler)
-    for moves in (accept, go):
-        if moves is not None:
-            moved = jax.tree.map(partial(_where, moves), moved, stayed)
-    x, sigma, state = moved
-    paid = counted.calls if go is None else jnp.where(go, counted.calls, 0)
-    taken = Step(i, carry.x, eps, carry.sigma, sigma, x)
-    return Carry(x, sigma, carry.nfe + paid, state, clock_state), taken
 
 
-def _where(moves, moved, stayed):
-    if moved.shape[:1] != moves.shape:
+def _where(moves, after, before):
+    if after.shape[:1] != moves.shape:
         raise ValueError(
             "the clock moves samples one by one, but a step carries an array of shape "
-            f"{moved.shape} for all of them: give (b,) levels, and wrap the sampler's "
+            f"{after.shape} for all of them: give (b,) levels, and wrap the sampler's "
             "transformation in `per_sample`"
         )
-    return jnp.where(moves.reshape(-1, *(1,) * (moved.ndim - 1)), moved, stayed)
+    return jnp.where(moves.reshape(-1, *(1,) * (after.ndim - 1)), after, before)
 
 
-def _seen(observe, step: Step):
+def _record(observe, step: Step):
     return step.sigma, observe(step) if observe else None
 
 
 def _python_loop(observe, on_step, step, carry, n):
-    seen = []
+    records = []
     for i in range(n):
         before = carry.nfe
-        carry, taken = step(carry, i)
+        carry, move = step(carry, i)
         if bool((carry.nfe == before).all()):
             break  # every sample waits, and always will
-        _require_finite(taken.x_next, f"step {i}", taken.sigma)
-        seen.append(_seen(observe, taken))
-        if on_step is not None and on_step(taken):
+        _require_finite(move.x_next, f"step {i}", move.sigma)
+        records.append(_record(observe, move))
+        if on_step is not None and on_step(move):
             break
-    if seen:
+    if records:
         # In NumPy, which has nothing to compile for a new number of steps.
         return carry, jax.tree.map(
-            lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(seen)
+            lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(records)
         )
     # No step was taken: what one would have shown says which empty arrays to stack.
-    like = jax.eval_shape(lambda carry: _seen(observe, step(carry, 0)[1]), carry)
+    like = jax.eval_shape(lambda carry: _record(observe, step(carry, 0)[1]), carry)
     return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), like)
 
 
 def _scan_loop(observe, step, carry, n):
     def body(carry, i):
-        carry, taken = step(carry, i)
-        return carry, _seen(observe, taken)
+        carry, move = step(carry, i)
+        return carry, _record(observe, move)
 
     return jax.lax.scan(body, carry, jnp.arange(n))
 
 
 @partial(jax.jit, static_argnames=("sampler", "finish", "observe", "clock"))
 def _compiled(problem, sampler, levels, keys, cond, x, finish, observe, clock):
-    iterate = partial(_scan_loop, observe)
-    return _drive(iterate, problem, sampler, levels, keys, cond, x, finish, clock)
+    loop = partial(_scan_loop, observe)
+    return _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock)
 
 
-class _Counted:
+class _Counter:
     """An `eps_fn` that counts its calls."""
 
     def __init__(self, eps_fn: EpsFn):
@@ -330,8 +304,6 @@ class _Counted:
         return self.eps_fn(x, sigma)
 
 
-_sample_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-_fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
 _all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 

@@ -62,6 +62,15 @@ class Step(NamedTuple):
     x_next: Samples
 
 
+EpsFn = Callable[[Samples, Sigma], Samples]
+"""`eps_fn(x, sigma)`: the gradient, the unit-noise direction `(x - D(x, sigma)) / sigma`."""
+
+Ending = Callable[[EpsFn, Samples, Sigma, Callable[[Samples, Sigma], Samples]], Samples]
+"""`finish(eps_fn, x, sigma, update) -> x0`: from the last level to a sample.
+
+`update(eps, sigma_next) -> dx` is the sampler's own update from there, with what it remembers."""
+
+
 class Clock(NamedTuple):
     """Where the next level comes from.
 

@@ -17,18 +17,20 @@ LONGEST = 350
 
 MAY_IMPORT = {  # of optdiff, beside the room itself
     "types": set(),
+    "keys": {"types"},
     "noise": {"types"},
     "grids": {"types"},
     "samplers": {"types"},
     "nn": {"types"},
-    "metrics": {"types"},
-    "data": {"types"},
+    "metrics": {"types", "keys"},
+    "data": {"types", "keys"},
     "denoisers": {"types", "noise"},
-    "problems": {"types", "denoisers", "noise", "nn", "data"},
-    "sample": {"types"},
+    "problems": {"types", "keys", "denoisers", "noise", "nn", "data"},
+    "sample": {"types", "keys"},
+    "cost": {"types", "keys", "sample"},
     "clocks": {"types"},
-    "analysis": {"types", "sample", "samplers", "grids"},
-    "learning": {"types", "sample", "samplers", "grids", "nn", "data", "denoisers"},
+    "analysis": {"types", "keys", "sample", "cost", "samplers", "grids"},
+    "learning": {"types", "keys", "sample", "samplers", "grids", "nn", "data", "denoisers"},
     "images": set(),  # PNG files, for `experiments`
     "allocator": set(),  # the memory of a process, for `experiments`
     "provenance": set(),  # where a row comes from: the part of `results` that asks git
@@ -70,7 +72,7 @@ def violations(path: Path, source: str) -> list[str]:
         elif top in ONLY_IN_EXPERIMENTS:
             rule = f"nothing in optdiff imports {top}; configuration belongs to experiments"
         elif room == "sample" and top not in DRIVER_MAY_USE | {"optdiff"}:
-            rule = f"sample imports types, optax and arrays only, not {top}"
+            rule = f"sample imports types, keys, optax and arrays only, not {top}"
         elif top == "optdiff" and room not in MAY_IMPORT:
             rule = f"{room} is no room of the design, so it may import nothing of optdiff"
         elif top == "optdiff":
@@ -113,7 +115,7 @@ def test_every_room_of_the_tree_is_in_the_design():
         ("optdiff/report/new.py", "from optdiff.samplers import ddim", "not import samplers"),
         ("optdiff/results.py", "from importlib import import_module as f\n"
          "import importlib\nimportlib.import_module('optdiff.nn')", "not import nn"),
-        ("optdiff/sample.py", "import flax.nnx", "types, optax and arrays only, not flax"),
+        ("optdiff/sample.py", "import flax.nnx", "types, keys, optax and arrays only, not flax"),
         ("optdiff/__init__.py", "from optdiff.types import Sampler", "__init__ is no room"),
         ("optdiff/tricks.py", "from optdiff.types import Sampler", "tricks is no room"),
         ("optdiff/learning/new.py", "from omegaconf import OmegaConf", "imports omegaconf"),

@@ -8,19 +8,18 @@ import numpy as np
 import optax
 import pytest
 
+from optdiff.cost import evals_per_step, levels_within
 from optdiff.grids import karras
 from optdiff.problems import digits, energy, mixture
-from optdiff.sample import (
-    Clock,
-    evals_per_step,
-    identity,
-    levels_within,
-    sample,
-    sample_keys,
-    sample_scan,
-    start,
+from optdiff.sample import Clock, identity, sample, sample_keys, sample_scan, start, step_to_zero
+from optdiff.samplers import (
+    ancestral,
+    ddim,
+    from_transformation,
+    gradient_estimation,
+    ipndm,
+    whole_batch,
 )
-from optdiff.samplers import ancestral, ddim, from_transformation, ipndm, whole_batch
 
 MODES = [sample, sample_scan]
 
@@ -76,6 +75,23 @@ def test_finish_costs_what_it_evaluates(mode, problem, levels, keys, x):
     np.testing.assert_allclose(clean, problem.denoise(noisy, levels[-1]), rtol=1e-9, atol=1e-9)
     assert trace.nfe.tolist() == [6] * 4
     assert shorter.nfe.tolist() == [5] * 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_to_zero_is_the_samplers_own(mode, problem, levels, keys, x):
+    """Gradient estimation's, by its equation, from the last two gradients."""
+    options = {"x": x, "observe": lambda step: step}
+    x0, trace = mode(
+        problem, gradient_estimation(2.0), levels, keys, finish=step_to_zero, **options
+    )
+    last = jax.tree.map(lambda a: a[-1], trace.observed)
+    eps = (last.x_next - problem.denoise(last.x_next, levels[-1])) / levels[-1]
+    due = last.x_next - levels[-1] * (2.0 * eps - last.eps)
+    np.testing.assert_allclose(x0, due, rtol=1e-9, atol=1e-9)
+    assert trace.nfe.tolist() == [6] * 4, "as many as there are levels"
+    plain, _ = mode(problem, ddim(), levels, keys, x=x, finish=step_to_zero)
+    denoised, _ = mode(problem, ddim(), levels, keys, x=x)
+    np.testing.assert_allclose(plain, denoised, rtol=1e-9, atol=1e-9)
 
 
 def test_one_level_is_one_denoising(problem, levels, keys, x):
@@ -148,7 +164,7 @@ def _broken_below(problem, level):
 
 @pytest.mark.parametrize(
     ("broken_from", "who"),
-    [(0, "step 0 from sigma = 80 "), (3, "step 3 from sigma = "), (5, "last denoising from sigma")],
+    [(0, "step 0 from sigma = 80 "), (3, "step 3 from sigma = "), (5, "the ending from sigma")],
 )
 def test_the_step_that_breaks_a_sample_is_named(problem, levels, keys, broken_from, who):
     broken = _broken_below(problem, levels[broken_from] * 1.001)

@@ -4,15 +4,14 @@ An affine sampler maps the Gaussian it starts from to a Gaussian. Which one is r
 itself by running it on a few probes, so nothing about any method is retyped here.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from optdiff.sample import denoise, sample, sample_keys
-from optdiff.types import Clock, Levels, Problem, Sampler
+from optdiff.sample import last_denoising, sample, sample_keys
+from optdiff.types import Clock, Ending, Levels, Problem, Sampler
 
 
 @runtime_checkable
@@ -42,7 +41,7 @@ def propagate(
     levels: Levels,
     *,
     clock: Clock | None = None,
-    finish: Callable = denoise,
+    finish: Ending = last_denoising,
     tolerance: float = 2e-3,
 ) -> Pushed | None:
     """Where a sampler takes the exact marginal `N(mean, C + sigma_0^2 I)`, if it is affine in x.

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from optdiff.sample import drive, evals_per_step, identity, plain_clock, sample_keys
+from optdiff.cost import evals_per_step
+from optdiff.sample import identity, plain_clock, sample_keys, sampling_loop
 from optdiff.types import Levels, Sampler
 
 Vector = Float[np.ndarray, "m"]
@@ -111,7 +112,7 @@ def _run(sampler, levels, x, given, seed):
 
     keys, clock = sample_keys(seed, len(x)), plain_clock(levels)
     n = levels.shape[0]
-    last, carry, _ = drive(every_step, eps_fn, sampler, clock, n, keys, x, identity)
+    last, carry, _ = sampling_loop(every_step, eps_fn, sampler, clock, n, keys, x, identity)
     visited.append((last, carry.sigma))
     points = [np.ravel(sigma)[0] for _, sigma in visited]  # one for all, or alike for each
     return np.stack([np.asarray(x) for x, _ in visited]), np.array(points)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from optdiff.sample import denoise, drive, eps_at, plain_clock, start
-from optdiff.types import Cond, Keys, Problem, Sampler, Samples
+from optdiff.sample import eps_at, last_denoising, plain_clock, sampling_loop, start
+from optdiff.types import Cond, Ending, Keys, Problem, Sampler, Samples
 
 AT_ONCE = 2**19
 """Numbers in the iterates that step together, about. What takes the denoiser out of a processor's
@@ -27,7 +27,7 @@ def evaluate_many(
     counts: Int[np.ndarray, "k"] | None = None,
     cond: Cond = None,
     x: Samples | None = None,
-    finish: Callable = denoise,
+    finish: Ending = last_denoising,
 ) -> Float[Array, "k b ..."]:
     """Sample with k samplers of one family in one compiled program.
 
@@ -90,7 +90,7 @@ def _many(problem, make, given, places, keys, cond, x, finish):
         parameters, levels, count = entry
         begin = start(problem, keys, levels[0], cond) if x is None else x
         sampler, clock, steps = make(parameters), plain_clock(levels), partial(_steps, longest)
-        return drive(steps, eps_fn, sampler, clock, count, keys, begin, finish)[0]
+        return sampling_loop(steps, eps_fn, sampler, clock, count, keys, begin, finish)[0]
 
     def together(entries):
         return jax.vmap(partial(one, jnp.max(entries[2])))(entries)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from optdiff.denoisers import ScalingFn, precondition
 from optdiff.nn.network import Network
-from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
+from optdiff.types import Cond, Ending, Keys, NoiseSchedule, Samples, Sigma, expand
 
 PIXELS_AT_ONCE = 2**20
 """What the autoencoder works on at a time: four images of 512 x 512."""
@@ -105,7 +105,7 @@ class TextToImage:
         )
 
     @property
-    def finish(self) -> Callable[[Callable, Samples, Sigma], Samples]:
+    def finish(self) -> Ending:
         """How the checkpoint's DDIM finishes, see `settle`; goes with levels of its own spacing."""
         to_zero = dict(self.scheduler).get("set_alpha_to_one", True)
         return settle(0.0 if to_zero else self.schedule.sigma_min)
@@ -124,24 +124,24 @@ def drawn(prompts: Cond, keys: Keys) -> Cond:
 
 
 @cache
-def settle(sigma_last: float) -> Callable[[Callable, Samples, Sigma], Samples]:
+def settle(sigma_last: float) -> Ending:
     """Finish with an Euler step to `sigma_last`, and read the result as a variance-preserving
     model does: `x0 = (x - (sigma - sigma_last) eps) / sqrt(1 + sigma_last^2)`.
 
-    At 0 it is `denoise`. Published Stable Diffusion checkpoints say `set_alpha_to_one = false`:
-    their DDIM (arXiv 2010.02502, eq. 12, in diffusers) ends at the lowest level it was trained at,
-    and what is decoded keeps that noise.
+    At 0 it is `last_denoising`. Published Stable Diffusion checkpoints say
+    `set_alpha_to_one = false`: their DDIM (arXiv 2010.02502, eq. 12, in diffusers) ends at the
+    lowest level it was trained at, and what is decoded keeps that noise.
 
     Args:
       sigma_last: where to stop, at most the last level.
 
-    >>> x0 = settle(0.0)(lambda x, sigma: x / sigma, jnp.ones((1, 2)), jnp.array(2.0))
+    >>> x0 = settle(0.0)(lambda x, sigma: x / sigma, jnp.ones((1, 2)), jnp.array(2.0), None)
     >>> x0.tolist()
     [[0.0, 0.0]]
     """
     alpha = (1.0 + sigma_last**2) ** -0.5
 
-    def finish(eps_fn, x, sigma):
+    def finish(eps_fn, x, sigma, update):
         step = expand(sigma - sigma_last, x)
         return (alpha * (x - step * eps_fn(x, sigma))).astype(x.dtype)
 

@@ -20,7 +20,7 @@ from optdiff.analysis.coefficients import (
     orders,
 )
 from optdiff.problems import gaussian, mixture
-from optdiff.sample import drive, eps_at, identity, plain_clock, sample, sample_keys
+from optdiff.sample import eps_at, identity, plain_clock, sample, sample_keys, sampling_loop
 from optdiff.samplers import (
     ancestral,
     ddim,
@@ -191,7 +191,7 @@ def test_gradients_reach_the_matrix(problem):
 
     def loss(by):
         sampler = linear(found.gradients + by * direction, levels)
-        carry = drive(
+        carry = sampling_loop(
             lambda step, carry, count: jax.lax.scan(
                 lambda c, i: (step(c, i)[0], None), carry, jnp.arange(count)
             ),

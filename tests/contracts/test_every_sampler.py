@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from optdiff.cost import evaluations, levels_within
 from optdiff.problems import gaussian
-from optdiff.sample import Clock, evaluations, levels_within, sample, sample_keys, sample_scan
+from optdiff.sample import Clock, sample, sample_keys, sample_scan
 
 
 def run(sampler, setting, *, levels=None, **changes):

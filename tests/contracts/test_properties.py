@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from optdiff.sample import Clock, denoise, drive, sample_keys
+from optdiff.sample import Clock, last_denoising, sample_keys, sampling_loop
 from optdiff.types import expand
 
 CONF = Path(__file__).parents[2] / "conf" / "sampler"
@@ -74,7 +74,8 @@ def compiled(sampler):
         clock = Clock(lambda x: (levels[0], levels), grid)
         keys = sample_keys(0, len(x))
         with noise_moved(order):
-            x0, carry, _ = drive(steps, eps_fn, sampler, clock, n, keys, x, denoise)
+            arguments = (steps, eps_fn, sampler, clock, n, keys, x, last_denoising)
+            x0, carry, _ = sampling_loop(*arguments)
         return carry.x, x0
 
     def run(x, levels, scale=1.0, shift=0.0 * TOWARDS, order=IN_PLACE):

@@ -27,7 +27,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optdiff.problems.captioned_digits import text_to_image
-from optdiff.sample import sample, sample_keys
+from optdiff.keys import sample_keys
+from optdiff.sample import sample
 from optdiff.samplers import ancestral
 
 folder, levels, out, *processes = sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:]

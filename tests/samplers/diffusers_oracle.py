@@ -19,7 +19,7 @@ import optax
 import pytest
 import torch
 
-from optdiff.sample import denoise, identity, sample
+from optdiff.sample import identity, last_denoising, sample
 from optdiff.samplers import renoise
 
 TRAINED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -266,7 +266,7 @@ class Parity(NamedTuple):
             stops = called_at(scheduler)[-1] > 0
         with _tensors_in_numpy():
             shipped = run(create(name, case.steps, **settings), self.denoise, x, **how)
-        ours = self.ours(sampler, levels, x, finish=identity if stops else denoise)
+        ours = self.ours(sampler, levels, x, finish=identity if stops else last_denoising)
         require_same(ours, theirs, tolerance)
         require_same(ours, shipped, as_shipped)
         return ours, theirs, shipped

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from optdiff.cost import evals_per_step
 from optdiff.grids import karras, linear_sigma
 from optdiff.noise import variance_exploding
 from optdiff.problems import gaussian
-from optdiff.sample import evals_per_step, identity, sample, sample_keys
+from optdiff.sample import identity, sample, sample_keys
 from optdiff.samplers import (
     adaptive_momentum,
     ancestral,

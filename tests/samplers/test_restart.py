@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optdiff.cost import evaluations
 from optdiff.grids import karras, with_restarts
 from optdiff.noise import variance_exploding
-from optdiff.sample import evaluations, sample_keys, sample_scan
+from optdiff.sample import sample_keys, sample_scan
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEDULE = variance_exploding(0.01, 10.0)

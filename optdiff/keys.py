@@ -1,0 +1,61 @@
+"""Random keys: from a seed to a key, and from a key to one for each sample.
+
+All randomness of optdiff comes from here, so that what a seed means is decided once.
+"""
+
+import operator
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from optdiff.types import Keys
+
+
+def seed_key(seed: int) -> Key[Array, ""]:
+    """The key of a seed: `jax.random.key(seed)` of all 64 bits, whether JAX has 64 bits or not,
+    so that no two seeds share a key.
+
+    Raises:
+      ValueError: for a seed that is no whole number from 0 to 2^64 - 1.
+
+    >>> bool(seed_key(1) == seed_key(1 + 2**32))
+    False
+    """
+    with jax.enable_x64(True):
+        return jax.random.key(np.uint64(checked_seed(seed)))
+
+
+def checked_seed(seed: int) -> int:
+    """The seed, if it is one: a whole number from 0 to 2^64 - 1.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**64:
+        raise ValueError(f"a seed is a whole number from 0 to 2^64 - 1, not {seed!r}")
+    return number
+
+
+def sample_keys(seed: int, count: int, start: int = 0) -> Keys:
+    """Keys of the samples `start` to `start + count` of a seed, `fold_in(seed_key(seed), index)`.
+
+    An image depends on its seed and index alone, not on the batch it was made in.
+
+    Raises:
+      ValueError: for a seed that is none, or indices that are not from 0 to 2^32 - 1.
+
+    >>> bool(sample_keys(0, 8)[5] == sample_keys(0, 3, start=3)[2])
+    True
+    """
+    if not 0 <= start <= start + count <= 2**32:
+        raise ValueError(f"samples are numbered 0 to 2^32 - 1, not {start} to {start + count - 1}")
+    return _fold_indices(seed_key(seed), np.arange(start, start + count, dtype=np.uint32))
+
+
+_fold_indices = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
