@@ -1,6 +1,7 @@
 """Seeds: each has a key of its own, and those that JAX itself can take mean what JAX means."""
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -25,7 +26,8 @@ def test_no_two_samples_of_any_seeds_share_a_key():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "abc", None, float("nan")])
-def test_what_is_no_seed_is_refused(seed):
+def test_what_is_no_seed_is_refused(seed, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production
     with pytest.raises(ValueError, match="whole number from 0 to 2\\^64 - 1, not"):
         sample_keys(seed, 1)
 
