@@ -1,11 +1,15 @@
-"""Checkpoints of training: Orbax, asynchronous and atomic, the last few kept.
+"""Checkpoints of training: Orbax, asynchronous, atomic and checked, the last few kept.
 
 This file is the only one that knows Orbax. A checkpoint is a folder named by its step that holds
-the state and, in the same atomic rename, where the stream of each process stood.
+the state, where the stream of each process stood, and the digests of the files of both.
 """
 
+import hashlib
 import json
+import os
+import shutil
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +21,32 @@ from orbax.checkpoint import v1 as ocp
 from optdiff.learning.interruption import ResumeError
 from optdiff.learning.step import State
 
+DIGESTS = "SHA256SUMS"
+"""The file of a checkpoint that says what the others hold: `sha256sum -c` reads it too."""
+
 
 class Checkpoints:
     """The checkpoints in a folder. Close it (or leave its `with`) to wait for the last to land.
 
     A save returns when the state is copied from the devices and is written behind the caller's
-    back, to a temporary name that is renamed when complete: a process killed at any moment leaves
-    the checkpoints before whole. What it left half written goes when the folder is opened next.
+    back, to a name that is changed when all is written and digested: a process killed at any
+    moment leaves the checkpoints before whole. What it left half written goes when the folder is
+    opened next.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3):
-        self.folder = Path(folder).absolute()
-        self._orbax = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        self.folder, self._keep = Path(folder).absolute(), keep
         self._held: int | None = None  # what was read or written last
-        self._landing = None
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._landing: Future | None = None
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for half in (*self.folder.glob("*.new"), *self.folder.glob("*.orbax-checkpoint-tmp*")):
+                shutil.rmtree(half)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, increasing."""
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def save(self, state: State, position: Any) -> None:
         """Begin to save the state, which may be donated afterwards, and this process's position.
@@ -49,17 +57,29 @@ class Checkpoints:
         step = int(state.step)
         if step == self._held:
             return
+        self.wait()
         self._held = step
-        self._landing = self._orbax.save_async(
-            step,
-            state,
-            force=True,
-            overwrite=True,
-            custom_metadata={"positions": _of_every_process(position)},
-        )
+        fresh = self.folder / f"{step}.new"
+        positions = {"positions": _of_every_process(position)}
+        written = ocp.save_async(fresh, state, overwrite=True, custom_metadata=positions)
+        self._landing = self._thread.submit(self._land, written, fresh)
+
+    def _land(self, written: Any, fresh: Path) -> None:
+        """Wait for a checkpoint to be written, put it in its place and take old ones away."""
+        written.result()
+        if jax.process_index() > 0:
+            return
+        (fresh / DIGESTS).write_text("".join(f"{d}  {name}\n" for name, d in _digests(fresh)))
+        place = fresh.with_suffix("")
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(fresh, place)
+        until = [step for step in self.steps() if step <= int(place.name)]
+        for old in until[: -self._keep]:
+            shutil.rmtree(self.folder / str(old))
 
     def restore(self, like: State) -> tuple[State, Any] | None:
-        """The newest checkpoint that can be read, or None if there are none.
+        """The newest checkpoint that is what was written, or None if there are none.
 
         Args:
           like: a state of the same structure, whose arrays (or `jax.ShapeDtypeStruct`s with a
@@ -77,12 +97,14 @@ class Checkpoints:
         )
         first_error = None
         for step in reversed(self.steps()):
+            path = self.folder / str(step)
             try:
-                state = self._orbax.load(step, like)
-                positions = self._orbax.metadata(step).custom_metadata["positions"]
+                _check(path)
+                state = ocp.load(path, like)
+                positions = ocp.metadata(path).custom_metadata["positions"]
             except Exception as error:
                 first_error = first_error or error
-                warnings.warn(f"{self.folder / str(step)}: passed over ({error})", stacklevel=2)
+                warnings.warn(f"{path}: passed over ({_in_a_line(error)})", stacklevel=2)
             else:
                 self._held = step
                 return state, self._own(positions, step)
@@ -106,13 +128,62 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when what was saved is on disk."""
         if self._landing is not None:
-            self._landing.result()
+            landing, self._landing = self._landing, None
+            landing.result()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._orbax.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _digests(checkpoint: Path) -> list[tuple[str, str]]:
+    """The files of a checkpoint, in order, and the SHA-256 of each."""
+    digests = []
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digests.append((path.relative_to(checkpoint).as_posix(), digest))
+    return digests
+
+
+def _fault(checkpoint: Path) -> str:
+    """What of a checkpoint's files is not what was written; nothing of one of an older optdiff,
+    which has no digests."""
+    if not (checkpoint / DIGESTS).exists():
+        return ""
+    try:
+        lines, now = (checkpoint / DIGESTS).read_text().splitlines(), dict(_digests(checkpoint))
+    except (OSError, ValueError) as error:
+        return str(error)
+    asked = (line.partition("  ") for line in lines)
+    return next((f"{name!r} is not what was written" for digest, _, name in asked
+                 if now.get(name) != digest), "")  # fmt: skip
+
+
+def _check(checkpoint: Path) -> None:
+    """Refuse a checkpoint that is not what was written, before anything of it is read. The first
+    process looks at the files, and all take its word.
+
+    Raises:
+      OSError: saying which file.
+    """
+    fault = _fault(checkpoint) if jax.process_index() == 0 else "a file is not what was written"
+    faulty = np.array(bool(fault))
+    if jax.process_count() > 1:
+        faulty = multihost_utils.broadcast_one_to_all(faulty)
+    if faulty:
+        raise OSError(fault)
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error's message, of which those of Orbax can be pages."""
+    text = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _of_every_process(position: Any) -> list[Any]:

@@ -72,7 +72,7 @@ def main(folder):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             saved = max([int(step), *(int(line.split()[1]) for line in pipe if line[-1:] == "\n")])
-        torn += any("tmp" in path.name for path in folder.iterdir())
+        torn += any(not path.name.isdigit() for path in folder.iterdir())
     print(KILLS, saved, torn)
 
 

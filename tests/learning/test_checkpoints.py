@@ -1,7 +1,9 @@
 """Checkpoints: what is saved comes back, whatever happens to the process that saves."""
 
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import pytest
 from small_run import assert_same, parameters
 
 from optdiff.learning import checkpoints as module
-from optdiff.learning.checkpoints import Checkpoints
+from optdiff.learning.checkpoints import DIGESTS, Checkpoints
 from optdiff.learning.layouts import all_devices, replicated
 from optdiff.learning.step import initial_state
 
@@ -26,13 +28,24 @@ def state_of(step, params=None, optimizer=None):
     )
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """With checkpoints of the steps 1, 2 and 3."""
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    folder = tmp_path_factory.mktemp("saved")
+    with Checkpoints(folder, keep=3) as checkpoints:
         for step in range(4):
-            checkpoints.save(state_of(step), {"shard": step, "seen": [1, {"row": "a"}]})
-    return tmp_path
+            checkpoints.save(state_of(step), position_of(step))
+    return folder
+
+
+def position_of(step):
+    return {"shard": step, "seen": [1, {"row": "a"}]}
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of them."""
+    return shutil.copytree(saved, tmp_path / "copy")
 
 
 def test_the_newest_comes_back_bit_for_bit(folder):
@@ -41,7 +54,7 @@ def test_the_newest_comes_back_bit_for_bit(folder):
         state, position = checkpoints.restore(state_of(0))
     assert_same(state, state_of(3))
     assert jax.tree.structure(state) == jax.tree.structure(state_of(0))
-    assert position == {"shard": 3, "seen": [1, {"row": "a"}]}
+    assert position == position_of(3)
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path):
@@ -72,6 +85,113 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over_and_replaced(folder):
         state, position = checkpoints.restore(state_of(0))
     assert_same(state, state_of(3))
     assert position == "again"
+
+
+def flipped(file, share=0.5):
+    """One bit is another, this far into the file."""
+    data = bytearray(file.read_bytes() or b" ")
+    data[int(share * len(data))] ^= 4
+    file.write_bytes(data)
+
+
+def halved(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def longer(file):
+    file.write_bytes(file.read_bytes() + b"0")
+
+
+def a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def restored(folder):
+    """The step that is restored, bit for bit as it was saved, and what was said."""
+    with warnings.catch_warnings(record=True) as said, Checkpoints(folder) as checkpoints:
+        warnings.simplefilter("always")
+        state, position = checkpoints.restore(state_of(0))
+    step = int(state.step)
+    assert_same(state, state_of(step))
+    assert position == position_of(step)
+    return step, [str(warning.message) for warning in said]
+
+
+def files_of(checkpoint):
+    return [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+
+
+WAYS = [flipped, halved, longer, Path.unlink, a_folder]
+
+
+def damaged(saved, number, way, folder):
+    """A copy of the checkpoints with this file of the newest damaged; its name, and whether it is
+    another than before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(saved, folder)
+    file = files_of(folder / "3")[number]
+    before = file.read_bytes()
+    way(file)
+    return file.name, not file.is_file() or file.read_bytes() != before
+
+
+def test_a_checkpoint_with_a_damaged_file_is_not_taken_but_the_one_before(saved, tmp_path, capfd):
+    """And one line says so, that of nobody else: nothing of it is read."""
+    for number in range(len(files_of(saved / "3"))):
+        way = WAYS[number % len(WAYS)]
+        name, another = damaged(saved, number, way, tmp_path / "copy")
+        step, said = restored(tmp_path / "copy")
+        if another and name != DIGESTS:
+            (line,) = said
+            assert step == 2 and "\n" not in line and "copy/3: passed over" in line
+            assert f"{name}' is not what was written" in line
+    assert "Traceback" not in (err := capfd.readouterr().err) and "ERROR" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_damage_every_file(saved, tmp_path, way):
+    """The file of digests may be empty or gone: what it says nothing of is as it was written."""
+    for number in range(len(files_of(saved / "3"))):
+        name, another = damaged(saved, number, way, tmp_path / "copy")
+        step, said = restored(tmp_path / "copy")
+        assert (step, len(said)) == ((2, 1) if another else (3, 0)) or name == DIGESTS
+
+
+def test_wherever_a_bit_is_flipped_it_is_seen(folder):
+    assert not module._fault(folder / "3")
+    for file in files_of(folder / "3"):
+        whole = file.read_bytes()
+        for i in range(12):
+            flipped(file, i / 12)
+            assert module._fault(folder / "3")
+            file.write_bytes(whole)
+
+
+def test_digests_are_those_of_another_program(saved):
+    """Which anyone can check a checkpoint with."""
+    done = subprocess.run(["sha256sum", "--check", "--quiet", DIGESTS], cwd=saved / "3")
+    listed = (saved / "3" / DIGESTS).read_text().count("\n")
+    assert done.returncode == 0 and listed == len(files_of(saved / "3")) - 1
+
+
+def test_a_checkpoint_from_before_there_were_digests_is_read(folder):
+    """Half of one too is passed over."""
+    (folder / "3" / DIGESTS).unlink()
+    assert restored(folder) == (3, [])
+    shutil.rmtree(folder / "3/state")
+    step, (said,) = restored(folder)
+    assert step == 2 and "\n" not in said and len(said) < 400
+
+
+def test_a_checkpoint_that_is_passed_over_crowds_out_no_other(folder):
+    flipped(folder / "3/_CHECKPOINT_METADATA")
+    for step in (1, 2):
+        shutil.rmtree(folder / str(step))
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(state_of(2), position_of(2))
+    assert restored(folder)[0] == 2
 
 
 @pytest.mark.parametrize(

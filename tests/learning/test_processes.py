@@ -107,13 +107,19 @@ def test_what_eight_devices_share_out_one_can_go_on_with(alone, tmp_path):
 
 
 def test_two_processes_learn_what_one_does(alone, tmp_path):
-    """Sharing out the weights too, with a SIGTERM to one, which stops both at the same step."""
-    options = {"layout": "sharded", "log_every": 1}
+    """Sharing out the weights too, with a SIGTERM to one, which stops both at the same step, and
+    with that step's checkpoint damaged, which both pass over."""
+    options = {"layout": "sharded", "log_every": 1, "save_every": 5}
     for process in start_both(tmp_path, 20, stop=9, **options):
         _, said = process.communicate(timeout=300)
         assert process.returncode == 128 + signal.SIGTERM, said
+    saved = (tmp_path / "checkpoints").iterdir()
+    *_, before, newest = sorted(saved, key=lambda path: int(path.name))
+    next(newest.glob("state/d/*")).write_bytes(b"not this")
     for process in start_both(tmp_path, 20, **options):
-        finish(process)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0 and f"{newest}: passed over" in said, said
+        assert f"{before}: passed over" not in said
     assert_agree(alone, tmp_path)
     finish(start(tmp_path, 20))  # one process reads what the two have saved
     one, two = (np.load(folder / "state.npz") for folder in (alone, tmp_path))
