@@ -34,14 +34,8 @@ from optdiff.samplers.dpm_solver import (
     dpmpp_2s_ancestral,
     dpmpp_3s,
 )
-from optdiff.samplers.dpmpp import dpmpp_2m, dpmpp_3m
-from optdiff.samplers.dpmpp_sde import (
-    dpmpp_2m_sde,
-    dpmpp_3m_sde,
-    dpmpp_sde,
-    exact_slope,
-    midpoint_slope,
-)
+from optdiff.samplers.dpmpp import dpmpp_2m, dpmpp_3m, exact_slope, midpoint_slope
+from optdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from optdiff.samplers.er_sde import er_sde, er_sde_5, power_scale
 from optdiff.samplers.fitting import (
     begin_beside,

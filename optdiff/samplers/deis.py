@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.lms import lms
-from optdiff.samplers.multistep import History, polynomial_weights
+from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
 from optdiff.types import Sampler, Sigma
 
 # On [0, 1]; 32 nodes integrate polynomials of degree 63 exactly, hence over the logarithm of a
@@ -39,7 +39,12 @@ def vp_time(beta_d: float = 19.9, beta_min: float = 0.1) -> Time:
 _VP_TIME = vp_time()
 
 
-def deis(order: int = 3, time: Time = _VP_TIME) -> Sampler:
+def deis(
+    order: int = 3,
+    time: Time = _VP_TIME,
+    final_order: int | None = None,
+    lower_below: int | None = None,
+) -> Sampler:
     """DEIS with Adams-Bashforth in time, tAB (arXiv 2204.13902, eq. 15):
 
     `x' = x + sum_j w_j eps_j,   w_j = integral from sigma to sigma' of l_j(time(s)) ds`
@@ -54,6 +59,9 @@ def deis(order: int = 3, time: Time = _VP_TIME) -> Sampler:
     Args:
       order: 1 (DDIM) to 4; the paper has up to 4 and calls it r + 1.
       time: what the polynomial is one of; for a trained model its schedule's `t`.
+      final_order: at most this on the last step, one more on the step before, and so on. None does
+        not lower.
+      lower_below: lower the order at the end only in runs of fewer levels; None: in all.
 
     Raises:
       ValueError: for another order.
@@ -62,16 +70,16 @@ def deis(order: int = 3, time: Time = _VP_TIME) -> Sampler:
     """
     if order not in range(1, 5):
         raise ValueError(f"order is 1 to 4, not {order}")
+    at_order = order_of_step(order, final_order, lower_below)
 
     def init(x):
         return History.empty(x, order - 1)
 
-    def update(eps, state, x=None, *, sigma, sigma_next, **unused):
+    def update(eps, state, x=None, *, sigma, sigma_next, steps_left, **unused):
         past, now = state.and_now(eps, sigma), time(sigma)
         nodes = [time(level) - now for level in past.sigmas]
-        weights = polynomial_weights(
-            nodes, _moments(time, order, jnp.asarray(sigma), sigma_next), past.count
-        )
+        moments = _moments(time, order, jnp.asarray(sigma), sigma_next)
+        weights = polynomial_weights(nodes, moments, at_order(past.count, steps_left))
         return weighted_sum(*zip(weights, past.fields, strict=True)), past.but_the_oldest()
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -88,14 +96,20 @@ def deis_rho(order: int = 3) -> Sampler:
     return lms(order)
 
 
-def deis_log_rho(order: int = 3) -> Sampler:
+def deis_log_rho(
+    order: int = 3, final_order: int | None = None, lower_below: int | None = None
+) -> Sampler:
     """DEIS with Adams-Bashforth in log rho, what diffusers calls DEIS: `deis` with `time = log`.
+
+    diffusers takes its last step to its lowest level (`finish=identity`), at the end of short runs
+    with `final_order=1, lower_below=16`. One order less than a last denoising would be, that is
+    `final_order=2, lower_below=15`.
 
     Args and errors: as `deis`.
 
     >>> sampler = deis_log_rho(order=2)
     """
-    return deis(order, jnp.log)
+    return deis(order, jnp.log, final_order, lower_below)
 
 
 def _moments(time: Time, count: int, sigma: Array, sigma_next: Array) -> list[Array]:

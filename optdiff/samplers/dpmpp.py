@@ -1,7 +1,7 @@
-"""DPM-Solver++: integrate the data prediction exactly in log SNR."""
+"""DPM-Solver++ in several steps: integrate the data prediction exactly in log SNR."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,32 @@ import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.multistep import History, polynomial_weights
-from optdiff.types import Sampler, Samples, expand
+from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
+from optdiff.types import Sampler, expand
+
+SlopeRule = Callable[[Array, Array], Array]
+"""`rule(h, rate)`: what a slope of 1 in log SNR adds to a step of h, over the rate."""
 
 
-class ScaleByDpmpp2mState(NamedTuple):
-    """The last data prediction and the level it was made at, infinite before the first step."""
+def exact_slope(h: Float[Array, "..."], rate: Float[Array, "..."]) -> Array:
+    """Integrate the slope: `int_0^h e^{-rate (h - s)} s ds` (diffusers' and k-diffusion's "heun").
 
-    x0: Samples
-    sigma: Float[Array, "b"]
+    >>> round(exact_slope(jnp.array(1.0), jnp.array(1.0)).item(), 4)
+    0.3679
+    """
+    return exponential_moments(h, 2, rate)[1]
 
 
-def dpmpp_2m() -> Sampler:
+def midpoint_slope(h: Float[Array, "..."], rate: Float[Array, "..."]) -> Array:
+    """Use the value in the middle for the whole step: `h/2 int_0^h e^{-rate (h - s)} ds`.
+
+    >>> round(midpoint_slope(jnp.array(1.0), jnp.array(1.0)).item(), 4)
+    0.3161
+    """
+    return h / 2 * exponential_moments(h, 1, rate)[0]
+
+
+def dpmpp_2m(final_order: int | None = None, lower_below: int | None = None) -> Sampler:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), in sigma-coordinates:
 
     `x' = (sigma'/sigma) x - (e^{-h} - 1) [(1 + 1/2r) D_0 - (1/2r) D_1]`
@@ -30,28 +44,21 @@ def dpmpp_2m() -> Sampler:
     before. The first step is DDIM, and so is one after a step of zero length. Second order in h;
     one evaluation per step; linear.
 
+    Args:
+      final_order: of the last step at most this. None: 2 throughout, as diffusers and k-diffusion,
+        whose step to zero is our last denoising; where diffusers ends at its lowest level
+        (`final_sigmas_type="sigma_min"`) it has 1, with `lower_below=16`.
+      lower_below: as `dpmpp_3m`.
+
+    Raises:
+      ValueError: for a final_order below 1.
+
     >>> sampler = dpmpp_2m()
     """
-
-    def init(x):
-        return ScaleByDpmpp2mState(jnp.zeros_like(x), jnp.full(x.shape[0], jnp.inf))
-
-    def update(eps, state, x, *, sigma, sigma_next, **unused):
-        x0 = (x - expand(sigma, x) * eps).astype(x.dtype)
-        h, h_prev = jnp.log(sigma / sigma_next), jnp.log(state.sigma) - jnp.log(sigma)
-        # A difference over no distance says nothing; over an infinite one, the slope is zero.
-        slope = h / (2 * jnp.where(h_prev == 0, jnp.inf, h_prev))  # 1 / 2r
-        gain = -jnp.expm1(-h)
-        dx = weighted_sum(
-            (sigma_next / sigma - 1, x), (gain * (1 + slope), x0), (-gain * slope, state.x0)
-        )
-        sigma = jnp.broadcast_to(sigma, state.sigma.shape)
-        return dx, ScaleByDpmpp2mState(x0, sigma.astype(state.sigma.dtype))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return dpmpp_multistep(2, midpoint_slope, final_order=final_order, lower_below=lower_below)
 
 
-def dpmpp_3m(final_order: int | None = None) -> Sampler:
+def dpmpp_3m(final_order: int | None = None, lower_below: int | None = None) -> Sampler:
     """DPM-Solver++(3M) (the multistep of order 3 in the code of arXiv 2211.01095), in
     sigma-coordinates, over the last three data predictions:
 
@@ -65,48 +72,54 @@ def dpmpp_3m(final_order: int | None = None) -> Sampler:
     whole, is third. One evaluation per step; linear.
 
     Args:
-      final_order: at most this on the last step, one more on the step before; diffusers has 2 (and
-        1 for the denoising that follows). None: 3 throughout.
+      final_order: at most this on the last step, one more on the step before. None: 3 throughout.
+      lower_below: lower the order at the end only in runs of fewer levels; None: in all. diffusers
+        has `final_order=2, lower_below=15`: its step to zero is of first order (our last denoising)
+        in every run, the one before of second in short ones. Where it ends at its lowest level
+        instead (`final_sigmas_type="sigma_min"`) it has 1 and 16, that level being counted here.
 
     Raises:
       ValueError: for a final_order below 1.
 
-    >>> sampler = dpmpp_3m()
+    >>> sampler = dpmpp_3m(final_order=2, lower_below=15)
     """
-    final_order = required_final_order(final_order, 3)
+    return dpmpp_multistep(3, midpoint_slope, final_order=final_order, lower_below=lower_below)
+
+
+def dpmpp_multistep(
+    order: int,
+    slope: SlopeRule,
+    *,
+    rate: Array | float = 1.0,
+    final_order: int | None = None,
+    lower_below: int | None = None,
+) -> Sampler:
+    """What 2M, 3M and their forms with noise have in common: see those.
+
+    Args:
+      order: 2 or 3.
+      slope: what the slope adds where two data predictions are used; with three it is integrated.
+      rate: of forgetting in log SNR. Above 1, for `renoise`, the next level is where the
+        deterministic part ends, `rate` times as far in log SNR as the step.
+      final_order, lower_below: as `dpmpp_3m`.
+    """
+    at_order = order_of_step(order, final_order, lower_below)
 
     def init(x):
-        return History.empty(x, 2)
+        return History.empty(x, order - 1)
 
     def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
         past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
-        order = jnp.minimum(past.count, final_order + steps_left - 1)
-        h = jnp.log(sigma / sigma_next)
-        constant, slope, curvature = exponential_moments(h, 3)
-        slope = jnp.where(order == 2, h * constant / 2, slope)
-        weights = polynomial_weights(
-            [jnp.log(sigma / level) for level in past.sigmas],
-            (constant, slope, curvature / 2),
-            order,
-        )
-        dx = weighted_sum((sigma_next / sigma - 1, x), *zip(weights, past.fields, strict=True))
-        return dx, past.but_the_oldest()
+        used = at_order(past.count, steps_left)
+        h = jnp.log(sigma / sigma_next) / rate
+        constant, exact, square = exponential_moments(h, 3, rate)
+        first = jnp.where(used == 2, slope(h, jnp.asarray(rate)), exact)
+        nodes = [jnp.log(sigma / level) for level in past.sigmas]
+        weights = polynomial_weights(nodes, (constant, first, square / 2)[:order], used)
+        terms = [(rate * w, field) for w, field in zip(weights, past.fields, strict=True)]
+        return weighted_sum((sigma_next / sigma - 1, x), *terms), past.but_the_oldest()
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def required_final_order(final_order: int | None, order: int) -> int:
-    """The order of the last step, by default that of the others.
-
-    Raises:
-      ValueError: if it is below 1.
-
-    >>> required_final_order(None, 3)
-    3
-    """
-    if final_order is not None and final_order < 1:
-        raise ValueError(f"final_order is at least 1, or None, not {final_order}")
-    return order if final_order is None else final_order
 
 
 _NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(8) + np.array([[1.0], [0.0]])) / 2  # on [0, 1]

@@ -5,15 +5,12 @@ With `eta` times the data's own diffusion the exact solution in log SNR forgets 
 multistep forms are therefore `renoise` around an integrator that knows that rate.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.dpmpp import exponential_moments, required_final_order
-from optdiff.samplers.multistep import History, polynomial_weights
+from optdiff.samplers.dpmpp import SlopeRule, dpmpp_multistep, exact_slope, midpoint_slope
 from optdiff.samplers.renoise import (
     ancestral_down,
     gap,
@@ -23,27 +20,6 @@ from optdiff.samplers.renoise import (
     standard_normal,
 )
 from optdiff.types import Sampler, expand
-
-SlopeRule = Callable[[Array, Array], Array]
-"""`rule(h, rate)`: what a slope of 1 in log SNR adds to a step of h, over the rate."""
-
-
-def exact_slope(h: Float[Array, "..."], rate: Float[Array, "..."]) -> Array:
-    """Integrate the slope: `int_0^h e^{-rate (h - s)} s ds` (diffusers' and k-diffusion's "heun").
-
-    >>> round(exact_slope(jnp.array(1.0), jnp.array(1.0)).item(), 4)
-    0.3679
-    """
-    return exponential_moments(h, 2, rate)[1]
-
-
-def midpoint_slope(h: Float[Array, "..."], rate: Float[Array, "..."]) -> Array:
-    """Use the value in the middle for the whole step: `h/2 int_0^h e^{-rate (h - s)} ds`.
-
-    >>> round(midpoint_slope(jnp.array(1.0), jnp.array(1.0)).item(), 4)
-    0.3161
-    """
-    return h / 2 * exponential_moments(h, 1, rate)[0]
 
 
 def dpmpp_2m_sde(
@@ -67,13 +43,14 @@ def dpmpp_2m_sde(
 
     >>> sampler = dpmpp_2m_sde(eta=1.0, slope=midpoint_slope)
     """
-    return renoise(_multistep(2, 1.0 + eta, slope, 2), power_down(eta), s_noise)
+    return renoise(dpmpp_multistep(2, slope, rate=1.0 + eta), power_down(eta), s_noise)
 
 
 def dpmpp_3m_sde(
     eta: float | Float[Array, ""] = 1.0,
     s_noise: float | Float[Array, ""] = 1.0,
     final_order: int | None = None,
+    lower_below: int | None = None,
 ) -> Sampler:
     """k-diffusion's DPM++ 3M SDE: as `dpmpp_2m_sde` with the exact slope, and
 
@@ -81,18 +58,21 @@ def dpmpp_3m_sde(
 
     with D' the slope now of the parabola through the last three data predictions in log SNR, and
     `f[0, 1, 2]` their second divided difference, half of its curvature, as in `dpmpp_3m`.
-    Second order in distribution for that; one evaluation per step; affine.
+    Second order in distribution for that; one evaluation per step; affine. diffusers' has 1/2
+    subtracted twice from the weight of `f[0, 1, 2]`, which then does not vanish with the step.
 
     Args: as `dpmpp_2m_sde`, and
-      final_order: as `dpmpp_3m`. k-diffusion has 3 throughout, diffusers 2.
+      final_order, lower_below: as `dpmpp_3m`. None is k-diffusion's; diffusers has 2 and 15.
 
     Raises:
       ValueError: for a final_order below 1.
 
     >>> sampler = dpmpp_3m_sde(eta=1.0)
     """
-    last = required_final_order(final_order, 3)
-    return renoise(_multistep(3, 1.0 + eta, exact_slope, last), power_down(eta), s_noise)
+    inner = dpmpp_multistep(
+        3, exact_slope, rate=1.0 + eta, final_order=final_order, lower_below=lower_below
+    )
+    return renoise(inner, power_down(eta), s_noise)
 
 
 def dpmpp_sde(
@@ -139,23 +119,3 @@ def dpmpp_sde(
         return dx, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def _multistep(order: int, rate: Array | float, slope: SlopeRule, final_order: int) -> Sampler:
-    """The deterministic part, told where it ends: `rate` times as far in log SNR as the step."""
-
-    def init(x):
-        return History.empty(x, order - 1)
-
-    def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
-        past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
-        at_most = jnp.minimum(order, final_order + steps_left - 1)
-        h = jnp.log(sigma / sigma_next) / rate
-        constant, _, square = exponential_moments(h, 3, rate)
-        moments = (constant, slope(h, jnp.asarray(rate)), square / 2)[:order]
-        nodes = [jnp.log(sigma / level) for level in past.sigmas]
-        weights = polynomial_weights(nodes, moments, jnp.minimum(past.count, at_most))
-        terms = [(rate * w, field) for w, field in zip(weights, past.fields, strict=True)]
-        return weighted_sum((sigma_next / sigma - 1, x), *terms), past.but_the_oldest()
-
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -4,7 +4,7 @@ This file owns what they remember (`History`), the weights of a polynomial throu
 methods whose weights are constant. Those whose weights follow the steps have files of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,13 +40,42 @@ class History(NamedTuple):
         sigma = jnp.broadcast_to(sigma, self.count.shape).astype(jnp.zeros(()).dtype)
         return History(self.count + 1, (field, *self.fields), (sigma, *self.sigmas))
 
-    def but_the_newest(self) -> "History":
-        """What was remembered one step before."""
-        return History(self.count - 1, self.fields[1:], self.sigmas[1:])
-
     def but_the_oldest(self) -> "History":
         """What the next step remembers of `and_now`."""
         return History(self.count, self.fields[:-1], self.sigmas[:-1])
+
+
+def order_of_step(
+    order: int, final_order: int | None = None, lower_below: int | None = None
+) -> Callable[[Int[Array, "b"], int | Int[Array, ""]], Int[Array, "b"]]:
+    """`at(count, steps_left)`: how many of the last fields a step uses, itself the `count`-th. Up
+    to `order`, fewer while the history fills; and towards the end, if that is asked for.
+
+    Args:
+      final_order: at most this on the last step, one more on the step before, and so on. None does
+        not lower.
+      lower_below: lower only in runs of fewer levels than this. None: in all.
+
+    Raises:
+      ValueError: if the last step would be of order 0.
+
+    >>> at = order_of_step(3, final_order=1)
+    >>> [at(jnp.array(taken), 5 - taken).item() for taken in (1, 2, 3, 4)]
+    [1, 2, 2, 1]
+    """
+    if final_order is not None and final_order < 1:
+        raise ValueError(f"final_order is at least 1, or None, not {final_order}")
+
+    def at(count, steps_left):
+        reached = jnp.minimum(count, order)
+        if final_order is None:
+            return reached
+        lowered = jnp.minimum(reached, final_order + steps_left - 1)
+        if lower_below is None:
+            return lowered
+        return jnp.where(count + steps_left < lower_below, lowered, reached)
+
+    return at
 
 
 @jax.jit  # a hundred operations on a few numbers, which one by one would cost more than they do

@@ -3,15 +3,15 @@ SA-Solver.
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.dpmpp import exponential_moments, required_final_order
-from optdiff.samplers.multistep import History, polynomial_weights
+from optdiff.samplers.dpmpp import exponential_moments
+from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
 from optdiff.types import Sampler, Sigma, expand
 
 B = Callable[[Array], Array]
@@ -40,10 +40,7 @@ def unip(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler:
     """
     _require_order(order)
 
-    def second(h):
-        return -h * b(-h) / 2
-
-    return exponential_adams(order, 0, second, final_order=final_order)
+    return exponential_adams(order, 0, partial(_slope, b), final_order=final_order)
 
 
 def unipc(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler:
@@ -76,10 +73,12 @@ def unipc(order: int = 3, b: B = bh2, final_order: int | None = None) -> Sampler
     """
     _require_order(order)
 
-    def second(h):
-        return -h * b(-h) / 2
+    return exponential_adams(order, order + 1, partial(_slope, b), final_order=final_order)
 
-    return exponential_adams(order, order + 1, second, final_order=final_order)
+
+def _slope(b, h):
+    """What a slope of 1 adds, where the polynomial is a straight line."""
+    return -h * b(-h) / 2
 
 
 def exponential_adams(
@@ -101,40 +100,28 @@ def exponential_adams(
     """
     # The corrector also takes back what the predictor's oldest point said.
     room = max(predictor, corrector - 1) if corrector else predictor - 1
-    final_order = required_final_order(final_order, predictor)
+    order_before = order_of_step(predictor, final_order)
+    order_after = order_of_step(corrector, None if final_order is None else final_order + 1)
+    weights = partial(_weights, second=second, tau=tau)
 
     def init(x):
         return History.empty(x, room)
 
-    def moments(sigma, sigma_next):
-        """Of a step: see `exponential_moments`, and the first of them for straight lines."""
-        h, rate = jnp.log(sigma / sigma_next), 1.0 + tau(sigma) ** 2
-        exact = exponential_moments(h, max(predictor, corrector, 2), rate)
-        return [rate * moment for moment in exact], rate * second(h)
-
-    def weights(points, start, integrals, order):
-        """Of the polynomial through `order` of the points at these levels."""
-        (constant, slope, *rest), straight = integrals
-        slope = jnp.where(order == 2, straight, slope)
-        nodes = [jnp.log(start / level) for level in points]
-        return polynomial_weights(nodes, (constant, slope, *rest), order)
-
     def correction(past, steps_left):
         """How the weights of the step that led here change, now that its end is known."""
-        start, limit = past.sigmas[1], final_order + steps_left
-        integrals = moments(start, past.sigmas[0])
-        order = _least(corrector, past.count, limit + 1)
-        after = weights(past.sigmas[:corrector], start, integrals, order)
-        order = _least(predictor, past.count - 1, limit)
-        before = weights(past.sigmas[1 : 1 + predictor], start, integrals, order)
-        change = _padded(after, 0, room + 1) - _padded(before, 1, room + 1)
+        now, start, steps_left = past.sigmas[0], past.sigmas[1], steps_left + 1
+        order = order_after(past.count, steps_left)
+        with_the_end = weights(past.sigmas[:corrector], start, now, order)
+        order = order_before(past.count - 1, steps_left)
+        without = weights(past.sigmas[1 : 1 + predictor], start, now, order)
+        change = _padded(with_the_end, 0, room + 1) - _padded(without, 1, room + 1)
         return jnp.where(past.count > 1, change, 0.0)
 
     def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
         past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
+        order = order_before(past.count, steps_left)
+        total = weights(past.sigmas[:predictor], sigma, sigma_next, order)
         lost = jnp.expm1(-(1 + tau(sigma) ** 2) * jnp.log(sigma / sigma_next))  # of x, negative
-        order = _least(predictor, past.count, final_order + steps_left - 1)
-        total = weights(past.sigmas[:predictor], sigma, moments(sigma, sigma_next), order)
         if corrector:
             kept = jnp.broadcast_to(1 + lost, past.count.shape)
             total = _padded(total, 0, room + 1) + kept[None] * correction(past, steps_left)
@@ -144,8 +131,14 @@ def exponential_adams(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _least(*orders):
-    return reduce(jnp.minimum, orders)
+def _weights(levels, start, end, order, *, second, tau):
+    """Of the data predictions at these levels in the step from start to end: the polynomial through
+    the first `order` of them, integrated."""
+    h, rate = jnp.log(start / end), 1.0 + tau(start) ** 2
+    constant, slope, *rest = exponential_moments(h, max(len(levels), 2), rate)
+    moments = constant, jnp.where(order == 2, second(h), slope), *rest
+    nodes = [jnp.log(start / level) for level in levels]
+    return polynomial_weights(nodes, [rate * moment for moment in moments], order)
 
 
 def _padded(weights, before, length):

@@ -68,25 +68,33 @@ def test_dpmpp_1(case, parity):
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_dpmpp_2m(case, parity):
-    parity("DPMSolverMultistepScheduler", dpmpp_2m(), case, lower_order_final=False)
+    parity("DPMSolverMultistepScheduler", dpmpp_2m(), case)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
-def test_dpmpp_3m(case, parity):
-    """It lowers the order of the step before the last in runs of fewer than 15 steps; here in
-    longer ones too."""
+# diffusers lowers the order at the end below 15 steps: at its boundary too.
+BOUNDARY = [Case(14, "leading"), Case(15, "leading")]
+SHORT_AND_LONG = [*ALL, *BOUNDARY]
 
-    def options(scheduler, call, last):
-        if call == case.steps - 2:
-            scheduler.lower_order_nums = 1
-        return {}
 
+@pytest.mark.parametrize("case", SHORT_AND_LONG, ids=str)
+def test_dpmpp_3m_as_its_yaml_has_it(case, parity, from_yaml):
+    parity("DPMSolverMultistepScheduler", from_yaml("dpmpp_3m"), case, solver_order=3)
+
+
+@pytest.mark.parametrize(
+    ("case", "order"),
+    each_with([3], BOUNDARY) + each_with([2, 3], BOUNDARY + TRAINED_ONLY),
+    ids=str,
+)
+def test_dpmpp_that_ends_at_its_lowest_level(case, order, parity):
+    """Which on Karras, exponential and beta levels is the last one again, and theirs no number."""
+    make = {2: dpmpp_2m, 3: dpmpp_3m}[order]
     parity(
         "DPMSolverMultistepScheduler",
-        dpmpp_3m(final_order=2),
+        make(final_order=1, lower_below=16),
         case,
-        solver_order=3,
-        options=options,
+        solver_order=order,
+        final_sigmas_type="sigma_min",
     )
 
 
@@ -100,7 +108,7 @@ def test_lms(case, order, parity):
     parity("LMSDiscreteScheduler", lms(order), case, options=options)
 
 
-@pytest.mark.parametrize(("case", "order"), ORDERS, ids=str)
+@pytest.mark.parametrize(("case", "order"), ORDERS + each_with([3], BOUNDARY), ids=str)
 def test_deis(case, order, parity):
     """It ends at a positive level, which on Karras, exponential and beta levels is the last one
     again: a step of zero length. At order 3 on beta levels its float32 constants are off by more
@@ -108,10 +116,9 @@ def test_deis(case, order, parity):
     off_by_itself = order == 3 and case.levels == "beta" and case.steps > 5
     _, theirs, shipped = parity(
         "DEISMultistepScheduler",
-        deis_log_rho(order),
+        deis_log_rho(order, final_order=1, lower_below=16),
         case,
         solver_order=order,
-        lower_order_final=False,
         as_shipped=2e-2 if off_by_itself else 1e-4,
     )
     if off_by_itself:
@@ -126,9 +133,9 @@ def end_all_but_at_zero(scheduler):
 
 
 @pytest.mark.parametrize(("case", "order"), ORDERS, ids=str)
-def test_unipc(case, order, parity):
+def test_unipc(case, order, parity, from_yaml):
     """With bh1, diffusers is not a number on the step to zero."""
-    sampler = unipc(order, bh2, final_order=2)
+    sampler = from_yaml("unipc", order=order)
     parity("UniPCMultistepScheduler", sampler, case, solver_order=order)
 
 

@@ -69,24 +69,17 @@ def vanishing_curvature(monkeypatch):
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_3m_sde_is_that_of_diffusers(case, parity, vanishing_curvature):
+def test_3m_sde_is_that_of_k_diffusion(case, parity, vanishing_curvature, from_yaml):
+    """As diffusers has it that never lowers its order, and as the yaml has it."""
     settings = SDE | {"solver_type": "heun", "solver_order": 3}
-    parity("DPMSolverMultistepScheduler", dpmpp_3m_sde(), case, noisy=True, **settings)
+    parity("DPMSolverMultistepScheduler", from_yaml("dpmpp_3m_sde"), case, noisy=True, **settings)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, Case(14, "leading"), Case(15, "leading")], ids=str)
 def test_3m_sde_with_lowered_last_steps_is_that_of_diffusers(case, parity, vanishing_curvature):
-    """It lowers the order of the step before the denoising in runs of fewer than 15 steps; here in
-    longer ones too."""
-
-    def options(scheduler, call, last):
-        if call == case.steps - 2:
-            scheduler.lower_order_nums = 1
-        return {}
-
     settings = SDE | {"solver_type": "heun", "solver_order": 3, "lower_order_final": True}
-    sampler = dpmpp_3m_sde(final_order=2)
-    parity("DPMSolverMultistepScheduler", sampler, case, noisy=True, options=options, **settings)
+    sampler = dpmpp_3m_sde(final_order=2, lower_below=15)
+    parity("DPMSolverMultistepScheduler", sampler, case, noisy=True, **settings)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -269,8 +262,8 @@ def test_second_order_in_mean_and_covariance(name):
 
 @pytest.mark.slow
 def test_3m_sde_is_of_second_order_at_its_last_but_one_step():
-    """In mean and covariance, where the last two steps are of lower order, as in the yaml; at the
-    end it is held to that above. The error of such a step, of second order too, has the other sign,
+    """In mean and covariance, where the last two steps are of lower order; at the end it is held to
+    that above. The error of such a step, of second order too, has the other sign,
     so that it takes more steps to see the order."""
     sampler, missed = dpmpp_3m_sde(final_order=1), []
 
