@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optdiff.types import Clock, Levels, Samples, Sigma, expand
+from optdiff.types import Clock, Levels, Samples, Sigma, expand, within
 
 Signal = Callable[[Samples, Samples, Samples, Sigma], Float[Array, "b"]]
 """`signal(x0, x0_before, eps, sigma)`: how much a sample still has to do."""
@@ -43,6 +43,7 @@ class StoppingState(NamedTuple):
     x0: Samples
 
 
+@within(below="(-inf, inf)", from_level="(0, inf]")
 def stopping(
     levels: Levels, *, signal: Signal = x0_change, below: float = 0.05, from_level: float = 1.0
 ) -> Clock:
@@ -82,6 +83,7 @@ class EmbeddedState(NamedTuple):
     h: Float[Array, "b"]
 
 
+@within(tolerance="(0, inf)", safety="(0, 1]", first="(0, inf)")
 def embedded(
     levels: Levels, *, tolerance: float = 0.02, safety: float = 0.9, first: float = 0.5
 ) -> Clock:
@@ -124,6 +126,7 @@ def embedded(
     return Clock(init, following, judge)
 
 
+@within(rate="(0, 1)")
 def estimated(levels: Levels, *, rate: float = 0.3) -> Clock:
     """No noise level given: it is read off the gradient's norm, and the learning rate is constant.
 

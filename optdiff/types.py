@@ -4,9 +4,12 @@ Everything runs in sigma-coordinates, `x = x0 + sigma * n` with `n ~ N(0, I)`. T
 types that cross room borders and imports nothing of optdiff; what the types do lives elsewhere.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -141,3 +144,49 @@ def expand(scalar: Array, x: Samples) -> Array:
     """
     scalar = jnp.asarray(scalar)
     return scalar.reshape(scalar.shape + (1,) * (x.ndim - 1)) if scalar.ndim else scalar
+
+
+def within(**ranges: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a constructor so that it refuses arguments outside of these ranges.
+
+    Args:
+      ranges: by parameter, as in mathematics: "(-1, 1)", "[0, inf)". NaN is in none of them. None
+        and what is being traced pass.
+
+    Raises:
+      ValueError: when the decorated function is called, for a value that is no number or outside.
+
+    >>> within(beta="(-1, 1)")(lambda beta: beta)(5)
+    Traceback (most recent call last):
+    ValueError: beta = 5 is not in (-1, 1)
+    """
+
+    def decorate(function):
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            arguments = signature.bind_partial(*args, **kwargs).arguments
+            for name in ranges.keys() & arguments.keys():
+                check_range(name, arguments[name], ranges[name])
+            return function(*args, **kwargs)
+
+        checked.ranges = ranges
+        return checked
+
+    return decorate
+
+
+def check_range(name: str, value: Any, allowed: str) -> None:
+    """Raise ValueError unless a number, or all of an array, is in a range; see `within`."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    try:
+        numbers = np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r} is no number; it is in {allowed}") from None
+    low, high = (float(end) for end in allowed[1:-1].split(","))
+    above = numbers >= low if allowed[0] == "[" else numbers > low
+    below = numbers <= high if allowed[-1] == "]" else numbers < high
+    if not (above & below).all():
+        raise ValueError(f"{name} = {value!r} is not in {allowed}")

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from optdiff.grids import karras
 from optdiff.sample import Step, sample, sample_keys
 from optdiff.samplers import ipndm
-from optdiff.types import Grid, Keys, Levels, NoiseSchedule, Problem, Sampler
+from optdiff.types import Grid, Keys, Levels, NoiseSchedule, Problem, Sampler, within
 
 TEACHER = ipndm()
 """Solves the fine trajectories unless another sampler is named."""
@@ -108,6 +108,7 @@ def cheapest_path(costs: Float[np.ndarray, "k k"], steps: int, *, gamma: float =
     return path
 
 
+@within(candidates="[2, inf)", samples="[1, inf)", gamma="(0, inf)")
 def gits(
     problem: Problem,
     *,

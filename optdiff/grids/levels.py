@@ -6,12 +6,16 @@ ends are kept, and a single level is the highest.
 import jax.numpy as jnp
 import numpy as np
 
-from optdiff.types import Levels, NoiseSchedule
+from optdiff.types import Levels, NoiseSchedule, within
 
 SIGMA_CAP = 80.0
 """Where a grid starts if the schedule has no highest level (zero terminal SNR, flow)."""
 
+ENDS = {"sigma_min": "(0, inf)", "sigma_max": "(0, inf)"}
+"""What the lowest and the highest level of a grid may be."""
 
+
+@within(rho="(0, inf)", **ENDS)
 def karras(
     schedule: NoiseSchedule,
     n: int,
@@ -40,6 +44,7 @@ def karras(
     return decreasing(np.linspace(high ** (1 / rho), low ** (1 / rho), n) ** rho)
 
 
+@within(**ENDS)
 def uniform_logsnr(
     schedule: NoiseSchedule,
     n: int,
@@ -58,6 +63,7 @@ def uniform_logsnr(
     return decreasing(np.geomspace(high, low, n))
 
 
+@within(**ENDS)
 def linear_sigma(
     schedule: NoiseSchedule,
     n: int,
@@ -69,6 +75,7 @@ def linear_sigma(
     return karras(schedule, n, rho=1.0, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
+@within(rho="(0, inf)", **ENDS)
 def polyexponential(
     schedule: NoiseSchedule,
     n: int,
@@ -98,6 +105,7 @@ def polyexponential(
     return decreasing(low * (high / low) ** (np.linspace(1.0, 0.0, n) ** rho))
 
 
+@within(shift="(0, inf)", **ENDS)
 def cosine(
     schedule: NoiseSchedule,
     n: int,
@@ -127,6 +135,13 @@ def cosine(
     return decreasing(shift * np.sin(angle) / np.sin(rest))
 
 
+@within(
+    start="(-inf, inf)",
+    end="(-inf, inf)",
+    tau="(0, inf)",
+    sigma_min="(0, inf)",
+    sigma_max="(0, inf)",
+)
 def sigmoid(
     schedule: NoiseSchedule,
     n: int,

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy import special
 
-from optdiff.grids.levels import decreasing, span
-from optdiff.types import Levels, NoiseSchedule
+from optdiff.grids.levels import ENDS, decreasing, span
+from optdiff.types import Levels, NoiseSchedule, within
 
 
+@within(p_mean="(-inf, inf)", p_std="(0, inf)", **ENDS)
 def log_normal(
     schedule: NoiseSchedule,
     n: int,
@@ -39,6 +40,7 @@ def log_normal(
     return _quantiles(low, high, n, p_mean, p_std, special.log_ndtr, special.ndtri_exp)
 
 
+@within(mu="(-inf, inf)", b="(0, inf)", **ENDS)
 def laplace(
     schedule: NoiseSchedule,
     n: int,
@@ -72,6 +74,7 @@ def laplace(
     return _quantiles(low, high, n, -mu / 2, b / 2, log_cdf, lambda log_p: log_p + np.log(2))
 
 
+@within(alpha="(0, inf)", beta="(0, inf)", **ENDS)
 def beta(
     schedule: NoiseSchedule,
     n: int,

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optdiff.grids.levels import karras, span
-from optdiff.types import Grid, Levels, NoiseSchedule
+from optdiff.types import Grid, Levels, NoiseSchedule, within
 
 SAME = 1e-5
 """How close a level is to `t_min` or `t_max`, relatively, to be it: as the sampler has it."""
@@ -52,6 +52,7 @@ def restart_levels(
     return jnp.asarray(np.concatenate([above, np.tile(again, count), [t_min], below]), levels.dtype)
 
 
+@within(t_min="(0, inf)", t_max="(0, inf)", count="[0, inf)", steps="[1, inf)")
 def with_restarts(
     schedule: NoiseSchedule,
     n: int,

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from optdiff.grids.levels import decreasing, karras, span, uniform_logsnr
-from optdiff.types import Grid, Levels, NoiseSchedule
+from optdiff.types import Grid, Levels, NoiseSchedule, within
 
 
 def linspace(schedule: NoiseSchedule, n: int) -> Levels:
@@ -21,6 +21,7 @@ def linspace(schedule: NoiseSchedule, n: int) -> Levels:
     return _at_times(schedule, np.linspace(*_times(schedule, n), n))
 
 
+@within(power="(0, inf)")
 def polynomial(schedule: NoiseSchedule, n: int, *, power: float = 2.0) -> Levels:
     """`t_i = (t_max^(1/power) + i/(n-1) (t_min^(1/power) - t_max^(1/power)))^power`, trained times.
 
@@ -42,6 +43,7 @@ def polynomial(schedule: NoiseSchedule, n: int, *, power: float = 2.0) -> Levels
     return _at_times(schedule, np.linspace(first ** (1 / power), last ** (1 / power), n) ** power)
 
 
+@within(alpha="(0, inf)", beta="(0, inf)")
 def beta_time(schedule: NoiseSchedule, n: int, *, alpha: float = 0.6, beta: float = 0.6) -> Levels:
     """`t_i = t_min + F^-1(1 - i/(n-1)) (t_max - t_min)` in trained time, F the beta distribution's.
 
@@ -65,6 +67,7 @@ def beta_time(schedule: NoiseSchedule, n: int, *, alpha: float = 0.6, beta: floa
     return _at_times(schedule, last + share * (first - last))
 
 
+@within(steps_offset="[0, inf)")
 def leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Levels:
     """Every floor(T/n)-th of T trained timesteps, from `steps_offset` up (arXiv 2305.08891, table
     2): what diffusers calls "leading", the spacing of SD 1.x, 2.x and SDXL with an offset of 1.
@@ -102,6 +105,7 @@ def rounded_linspace(schedule: NoiseSchedule, n: int) -> Levels:
     return _at_timesteps(schedule, np.round(np.linspace(_timesteps(schedule, n) - 1, 0, n)))
 
 
+@within(shift="(0, inf)")
 def shifted_flow(schedule: NoiseSchedule, n: int, *, shift: float = 1.0) -> Levels:
     """Flow times evenly spaced, then moved towards the noise: sigma is multiplied by `shift`.
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from optdiff.data.digits import digits as handwritten
 from optdiff.denoisers import Guided
 from optdiff.noise import variance_exploding
-from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
+from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand, within
 
 ANY_DIGIT = np.ones(10, np.float32)
 """The unconditional condition: every digit has weight one."""
@@ -126,6 +126,7 @@ class Digits:
         return jnp.log(jnp.ones((1, 10)) if cond is None else cond)[:, labels]
 
 
+@within(guidance="(-inf, inf)", smoothing="[0, inf)")
 def digits(
     *,
     conditional: bool = False,

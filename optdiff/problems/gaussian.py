@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optdiff.noise import variance_exploding
-from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
+from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand, within
 
 
 @partial(
@@ -69,6 +69,7 @@ class Gaussian:
         return (self.mean[None] + moved).astype(x.dtype)
 
 
+@within(dim="[1, inf)", power="(-inf, inf)")
 def gaussian(
     dim: int = 32,
     *,

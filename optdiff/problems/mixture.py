@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optdiff.noise import variance_exploding
-from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma
+from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, within
 
 
 @partial(
@@ -83,6 +83,7 @@ class Mixture:
         return self.log_weights[None] - 0.5 * distances / variances - normalizer, variances
 
 
+@within(modes="[1, inf)", dim="[1, inf)", stds="(0, inf)", weights="(0, inf)")
 def mixture(
     modes: int = 12,
     dim: int = 16,
@@ -117,8 +118,6 @@ def mixture(
     for name, values in (("stds", stds), ("weights", weights)):
         if values.shape != means.shape[:1]:
             raise ValueError(f"there are {len(means)} modes but {values.size} {name}")
-        if not np.all(values > 0):
-            raise ValueError(f"{name} of a mixture must be positive, not {values.tolist()}")
     arrays = (jnp.asarray(a, float) for a in (means, stds, np.log(weights / weights.sum())))
     return Mixture(*arrays, schedule or variance_exploding())
 

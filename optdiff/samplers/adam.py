@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
 from optdiff.samplers.renoise import ancestral_down, gap, split, standard_normal
-from optdiff.types import Sampler, Samples, expand
+from optdiff.types import Sampler, Samples, expand, within
 
 
 class ScaleByAdamPerSampleState(NamedTuple):
@@ -24,6 +24,7 @@ class ScaleByAdamPerSampleState(NamedTuple):
     v: Float[Array, "b"]
 
 
+@within(b1="(-1, 1)", b2="[0, 1)")
 def scale_by_adam_per_sample(
     b1: float | Float[Array, ""] | Float[Array, "b"] = 0.0,
     b2: float | Float[Array, ""] | Float[Array, "b"] = 0.5,
@@ -91,6 +92,7 @@ class ScaleByRadamState(NamedTuple):
     v: Samples
 
 
+@within(b1="[0, 1)", b2="[0, 1)", eps="[0, inf)")
 def scale_by_radam(
     b1: float | Float[Array, ""] = 0.9,
     b2: float | Float[Array, ""] | Float[Array, "b"] = 0.999,
@@ -147,6 +149,7 @@ class AdaptiveMomentumState(NamedTuple):
     v: Float[Array, "b"]
 
 
+@within(a="[0, 1)", b2="[0, 1]", eta="[0, inf)")
 def adaptive_momentum(
     a: float | Float[Array, ""] | Float[Array, "b"] = 0.1,
     b2: float | Float[Array, ""] | Float[Array, "b"] = 0.9,

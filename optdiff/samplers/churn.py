@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optdiff.samplers.renoise import Down, renoise
-from optdiff.types import Levels, Sampler
+from optdiff.types import Levels, Sampler, within
 
 
 def churn(
@@ -38,6 +38,7 @@ def churn(
     return renoise(inner, churn_down(gamma, s_min, s_max), s_noise)
 
 
+@within(gamma="[0, inf)", s_min="[0, inf)", s_max="[0, inf]")
 def churn_down(
     gamma: float | Float[Array, ""] = 0.2, s_min: float = 0.05, s_max: float = 50.0
 ) -> Down:
@@ -50,6 +51,7 @@ def churn_down(
     return down
 
 
+@within(gamma="[0, inf)", s_min="[0, inf)", s_max="[0, inf]")
 def churned(
     levels: Levels,
     gamma: float | Float[Array, ""] = 0.2,

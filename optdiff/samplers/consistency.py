@@ -12,7 +12,7 @@ from jaxtyping import Array
 from optdiff.samplers.ddim import ddim
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.renoise import renoise
-from optdiff.types import NoiseSchedule, Sampler, Sigma, expand
+from optdiff.types import NoiseSchedule, Sampler, Sigma, expand, within
 
 Boundary = Callable[[Sigma], tuple[Array, Array]]
 """`boundary(sigma) -> (c_skip, c_out)`: the model's answer is `c_skip x + c_out D(x, sigma)`."""
@@ -41,6 +41,7 @@ def lcm(boundary: Boundary | None = None) -> Sampler:
     return renoise(inner, lambda sigma, sigma_next: jnp.zeros_like(sigma_next))
 
 
+@within(timestep_scaling="(0, inf)", sigma_data="(0, inf)")
 def lcm_boundary(
     schedule: NoiseSchedule, *, timestep_scaling: float = 10.0, sigma_data: float = 0.5
 ) -> Boundary:

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.lms import lms
 from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
-from optdiff.types import Sampler, Sigma
+from optdiff.types import Sampler, Sigma, within
 
 # On [0, 1]; 32 nodes integrate polynomials of degree 63 exactly, hence over the logarithm of a
 # step what is analytic in it to rounding.
@@ -20,6 +20,7 @@ Time = Callable[[Sigma], Array]
 """A smooth, monotone function of the level."""
 
 
+@within(beta_d="(0, inf)", beta_min="[0, inf)")
 def vp_time(beta_d: float = 19.9, beta_min: float = 0.1) -> Time:
     """The time of the variance-preserving process whose beta grows linearly,
     `sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1` (arXiv 2206.00364, table 1), from sigma.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.dpmpp import exponential_moments
 from optdiff.samplers.renoise import ancestral_down, renoise
-from optdiff.types import Sampler, expand
+from optdiff.types import Sampler, expand, within
 
 
 def dpm2() -> Sampler:
@@ -47,6 +47,7 @@ def dpm2_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
     return renoise(dpm2(), ancestral_down(eta))
 
 
+@within(r="(0, 1]")
 def dpmpp_2s(r: float = 0.5) -> Sampler:
     """DPM-Solver++(2S) (arXiv 2211.01095, algorithm 1), in sigma-coordinates:
 
@@ -85,6 +86,7 @@ def dpmpp_2s_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
     return renoise(dpmpp_2s(), ancestral_down(eta))
 
 
+@within(r1="(0, 1]", r2="(0, 1]")
 def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
     """DPM-Solver++(3S): DPM-Solver-3 (arXiv 2206.00927, algorithm 2) on the data prediction
     (2211.01095, appendix B), in sigma-coordinates:

@@ -19,9 +19,10 @@ from optdiff.samplers.renoise import (
     split,
     standard_normal,
 )
-from optdiff.types import Sampler, expand
+from optdiff.types import Sampler, expand, within
 
 
+@within(eta="[0, inf)", s_noise="[0, inf)")
 def dpmpp_2m_sde(
     eta: float | Float[Array, ""] = 1.0,
     slope: SlopeRule = midpoint_slope,
@@ -46,6 +47,7 @@ def dpmpp_2m_sde(
     return renoise(dpmpp_multistep(2, slope, rate=1.0 + eta), power_down(eta), s_noise)
 
 
+@within(eta="[0, inf)", s_noise="[0, inf)")
 def dpmpp_3m_sde(
     eta: float | Float[Array, ""] = 1.0,
     s_noise: float | Float[Array, ""] = 1.0,
@@ -75,6 +77,7 @@ def dpmpp_3m_sde(
     return renoise(inner, power_down(eta), s_noise)
 
 
+@within(eta="[0, inf)", s_noise="[0, inf)")
 def dpmpp_sde(
     eta: float | Float[Array, ""] = 1.0, s_noise: float | Float[Array, ""] = 1.0
 ) -> Sampler:

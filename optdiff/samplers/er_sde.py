@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.multistep import History
 from optdiff.samplers.renoise import gap, split, standard_normal
-from optdiff.types import Sampler, expand
+from optdiff.types import Sampler, expand, within
 
 NoiseScale = Callable[[Array], Array]
 """phi(sigma): how the solution forgets, `phi(sigma')/phi(sigma)` from one level to another."""
@@ -18,6 +18,7 @@ NoiseScale = Callable[[Array], Array]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
+@within(eta="[0, inf)")
 def power_scale(eta: float = 1.0) -> NoiseScale:
     """`phi = sigma^(1 + eta)`: 0 is the ODE, 1 the data's own diffusion (arXiv
     2309.06169, table 1).
@@ -38,6 +39,7 @@ def er_sde_5(sigma: Float[Array, "..."]) -> Array:
     return sigma * (jnp.exp(sigma**0.3) + 10.0)
 
 
+@within(s_noise="[0, inf)")
 def er_sde(
     order: int = 3,
     noise_scale: NoiseScale = er_sde_5,

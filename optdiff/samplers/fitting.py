@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from optdiff.types import Sampler
+from optdiff.types import Sampler, within
 
 
 def scale_by_root_size() -> optax.GradientTransformation:
@@ -88,6 +88,7 @@ def unless_at_rest(optimizer: optax.GradientTransformation) -> Sampler:
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
+@within(by="(0, inf)")
 def begin_beside(optimizer: optax.GradientTransformation, by: float = 1e-3) -> Sampler:
     """An optimizer that measures its distance from the start, told a start a little beside it: at
     the start itself a distance has no gradient, and the levels' and the weights' would be lost.

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import Reading, StepRule, anneal, eps, weighted_sum
-from optdiff.types import Sampler, Samples
+from optdiff.types import Sampler, Samples, within
 
 
 class PFDiffState(NamedTuple):
@@ -23,6 +23,7 @@ class PFDiffState(NamedTuple):
     sigma: Float[Array, "b"]
 
 
+@within(foresight="[0, 1)")
 def pfdiff(foresight: float | Float[Array, ""] | Float[Array, "b"] = 0.5) -> Sampler:
     """PFDiff (arXiv 2408.08822, algorithm 1) on DDIM: the past gradient takes the base point to a
     springboard ahead, and the gradient there takes the base point the whole way,
@@ -69,6 +70,7 @@ class EqMNAGState(NamedTuple):
     move: Samples
 
 
+@within(mu="(-inf, inf)", learning_rate="(0, inf)")
 def eqm_nag(
     mu: float | Float[Array, ""] | Float[Array, "b"] = 0.3,
     learning_rate: float | Float[Array, ""] | Float[Array, "b"] = 1.0,

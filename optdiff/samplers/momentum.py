@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
-from optdiff.types import Sampler, Samples
+from optdiff.types import Sampler, Samples, within
 
 
 class ScaleByHeavyBallState(NamedTuple):
@@ -20,6 +20,7 @@ class ScaleByHeavyBallState(NamedTuple):
     velocity: Samples
 
 
+@within(beta="(-1, 1)")
 def scale_by_heavy_ball(beta: float | Float[Array, ""] | Float[Array, "b"] = 0.2) -> Sampler:
     """Link: the exponential average `v_n = beta v_{n-1} + (1 - beta) eps_n` with `v_0 = eps_0`.
 
@@ -134,6 +135,7 @@ class NesterovState(NamedTuple):
     sigma: Float[Array, "b"]
 
 
+@within(mu="(-0.5, 1)")
 def nesterov(mu: float | Float[Array, ""] | Float[Array, "b"] = 0.2) -> Sampler:
     """Nesterov's look-ahead with the noise level kept true. The iterate is the look-ahead `y` at
     the grid's level; the base point `x` lives in the state, at a level `s` of its own:

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
-from optdiff.types import Sampler, Samples, Sigma
+from optdiff.types import Sampler, Samples, Sigma, within
 
 
 class History(NamedTuple):
@@ -193,6 +193,7 @@ class ScaleByGradientEstimationState(NamedTuple):
     previous: Samples
 
 
+@within(gamma="(-inf, inf)")
 def scale_by_gradient_estimation(gamma: float | Float[Array, ""] = 2.0) -> Sampler:
     """Link: `gamma eps_n + (1 - gamma) eps_{n-1}`, and plain `eps_0` first."""
 

@@ -14,12 +14,13 @@ from jaxtyping import Array, Float
 from optdiff.samplers.ddim import ddim
 from optdiff.samplers.directions import scale_by_sigma_step, weighted_sum
 from optdiff.samplers.multistep import scale_by_gradient_estimation
-from optdiff.types import Keys, Sampler, Samples, Sigma
+from optdiff.types import Keys, Sampler, Samples, Sigma, within
 
 Down = Callable[[Sigma, Sigma], Array]
 """`down(sigma, sigma_next)`: the level to step to, at most sigma_next, before adding noise."""
 
 
+@within(s_noise="[0, inf)")
 def renoise(inner: Sampler, down: Down, s_noise: float | Float[Array, ""] = 1.0) -> Sampler:
     """Step with `inner` to `down(sigma, sigma')`, then add `s_noise sqrt(sigma'^2 - down^2) z`.
 
@@ -68,6 +69,7 @@ def gap(upper: Sigma, lower: Sigma) -> Array:
     return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
 
 
+@within(eta="[0, inf)")
 def ancestral_down(eta: float | Float[Array, ""] = 1.0) -> Down:
     """Keep `eta` times the noise of the true posterior `p(x' | x, x0)`, whose variance is
     `sigma'^2 (1 - sigma'^2 / sigma^2)`: `down^2 = sigma'^2 - eta^2` times it."""
@@ -79,6 +81,7 @@ def ancestral_down(eta: float | Float[Array, ""] = 1.0) -> Down:
     return down
 
 
+@within(eta="[0, inf)")
 def power_down(eta: float | Float[Array, ""] = 1.0) -> Down:
     """`down = sigma' (sigma'/sigma)^eta`: the noise of the reverse-time equation whose diffusion is
     `eta` times the data's own (in log SNR the exact solution forgets at the rate `1 + eta`).
@@ -91,6 +94,7 @@ def power_down(eta: float | Float[Array, ""] = 1.0) -> Down:
     return down
 
 
+@within(mu="[0, 1)")
 def mu_down(mu: float | Float[Array, ""] = 0.5) -> Down:
     """The `down` for which `sigma' = sigma^mu down^(1 - mu)` (arXiv 2306.04848, eq. 10): 0 adds no
     noise, 1/2 is DDPM. It is `power_down(mu / (1 - mu))`; mu in [0, 1)."""

@@ -9,12 +9,13 @@ from jaxtyping import Array
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.renoise import gap, split, standard_normal
 from optdiff.samplers.unipc import exponential_adams
-from optdiff.types import Sampler, Sigma
+from optdiff.types import Sampler, Sigma, within
 
 Tau = Callable[[Sigma], Array]
 """How much noise is replaced at a level: 0 the flow, 1 the reverse diffusion, more is possible."""
 
 
+@within(low="[0, inf)", high="(0, inf]", tau="[0, inf)")
 def tau_between(low: float, high: float, tau: float = 1.0) -> Tau:
     """`tau` at levels from low to high, both included, and 0 at others
     (arXiv 2309.05019, appendix E).

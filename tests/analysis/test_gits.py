@@ -104,5 +104,5 @@ def test_what_cannot_be_fitted_is_refused(problem, grid):
     for n in (0, 66):
         with pytest.raises(ValueError, match=f"{n} levels asked for, but there are 1 to 65"):
             grid(problem.schedule, n)
-    with pytest.raises(ValueError, match="at least two levels"):
+    with pytest.raises(ValueError, match=r"candidates = 1 is not in \[2"):
         gits(problem, candidates=1)
