@@ -10,6 +10,10 @@ class ConfigError(SystemExit):
     """A configuration that cannot work. It ends the sweep: every job would fail the same way."""
 
 
+class WriteError(SystemExit):
+    """What a job has found cannot be written. It ends the sweep: nor could the next one's be."""
+
+
 def explain(error: Exception) -> str:
     """What Hydra says of a configuration it cannot compose, with the closest thing that exists."""
     if isinstance(error, MissingConfigException) and error.options:
@@ -26,8 +30,9 @@ def explain(error: Exception) -> str:
 
 
 def closest(word: str, known: list[str]) -> str:
+    """What a name may have meant, and the names that there are."""
     known = sorted(k for k in known if not k.startswith("_"))
-    close = get_close_matches(word, known, n=3, cutoff=0.5)
-    close.sort(key=lambda name: sorted(name) != sorted(word))  # letters swapped come first
+    close = get_close_matches(word.lower(), known, n=3, cutoff=0.5)
+    close.sort(key=lambda name: sorted(name) != sorted(word.lower()))  # swapped letters come first
     meant = f"; did you mean {close[0]!r}?" if close else "."
     return meant if len(known) > 40 else f"{meant} There is {', '.join(known) or 'none'}."

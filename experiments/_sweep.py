@@ -1,19 +1,19 @@
-"""The Hydra side of a sweep: start it, end it with the report and an exit code.
+"""The Hydra side of a sweep: start it, end it with an exit code, and its workers with it."""
 
-`run(main)` wraps a `hydra.main` function. Jobs tell how they went by what they return (`ok`,
-`skipped` or `failed`), from whatever process they run in.
-"""
-
+import ctypes
+import functools
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from _errors import ConfigError, explain
-from _progress import RUN, ended_jobs, watchers
+from _errors import ConfigError, WriteError, explain
+from _progress import RUN, watchers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,56 +21,84 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf.errors import OmegaConfBaseException
 
 
-def run(main: Callable[[], Any]) -> int:
-    """Run a `hydra.main` function, report what a sweep found, and return the exit code: 0 only if
-    every job is well, whatever else came between."""
+def run(main: Callable[[], Any], conclude: Callable[[bool], int] = lambda sweep: 0) -> int:
+    """Run a `hydra.main` function and return the exit code.
+
+    Args:
+      main: the function.
+      conclude: called in the end, unless the configuration was refused, with whether it was a
+        sweep: says what came of it, and returns the exit code.
+    """
     os.environ[RUN] = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:6]}"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be explained
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # tables have signs that not every terminal has
+            stream.reconfigure(errors="replace")
     try:
-        return _run(main)
+        code = _run(main)
+        sweep = bool(watchers)
+        _stop_watching()
+        code = code if code == REFUSED else code or conclude(sweep)
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:  # whoever read along has stopped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except (OSError, WriteError) as error:
+        print(f"{error}; the same command takes up where it stopped", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
-        while watchers:
-            watchers.pop().stop()
+        _stop_watching()
+
+
+REFUSED = 2
+"""The exit code of what cannot work."""
 
 
 def _run(main: Callable[[], Any]) -> int:
-    code = 0
     try:
         main()
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 2
+        return REFUSED
     except (HydraException, OmegaConfBaseException) as error:
         print(explain(error), file=sys.stderr)
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends at once
         print("interrupted; the same command takes up where it stopped", file=sys.stderr)
-        code = 130
+        return 130
     except TerminatedWorkerError as error:
         print(f"{error}\nthe same command takes up the jobs that were lost", file=sys.stderr)
-        code = 1
-    ended = ended_jobs()
-    if watchers:
-        from optdiff.report import report
+        return 1
+    return 0
 
+
+def _stop_watching() -> None:
+    while watchers:
         watchers.pop().stop()
-        for study in dict.fromkeys(study for _, study in ended):
-            print(report(Path("results") / study))
-    return code or int(any(outcome not in ("ok", "skipped") for outcome, _ in ended))
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """In a worker of joblib: end when the process does that started it, by whatever that ends."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def single() -> bool:
     """Whether this job is a run of its own and no part of a sweep."""
     return HydraConfig.get().mode == RunMode.RUN
-
-
-def label(group: str) -> str:
-    """The choice of a config group with the parameters that this job overrides, for tables."""
-    hydra = HydraConfig.get()
-    given = [override.lstrip("+").partition("=") for override in hydra.overrides.task]
-    settings = [
-        value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}"
-        for key, _, value in given
-        if key.startswith(f"{group}.")
-    ]
-    return hydra.runtime.choices[group] + (f"({', '.join(settings)})" if settings else "")

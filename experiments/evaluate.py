@@ -8,18 +8,21 @@ python experiments/evaluate.py -m experiment=few_step
 import json
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache, lru_cache, partial
-from pathlib import Path
 from typing import Any
 
+import _jobs
 import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _build import build, build_once, check_targets, text
+from _build import build, build_once, constructed, text
 from _device import device
-from _errors import ConfigError
-from _sweep import label, run, single
+from _errors import ConfigError, WriteError
+from _sweep import end_with_parent, run, single
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from threadpoolctl import threadpool_limits
 
@@ -29,62 +32,87 @@ from optdiff.analysis import diagnostics, evaluation
 from optdiff.cost import levels_within
 from optdiff.sample import sample_keys, start
 
-HOW_NOT_WHAT = ("study", "batch", "refresh")  # entries that do not change what a job finds
-RESULTS = Path("results")
-
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(config: DictConfig) -> str:
     # By import, not from here: joblib ships this file's functions by value, caches and all.
     import evaluate
 
-    return evaluate.job(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    end_with_parent()
+    about, overrides = HydraConfig.get(), list(HydraConfig.get().overrides.task)
+    if single():
+        _refuse_lone_sweep(about.sweeper.params or {}, overrides)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    options = GlobalHydra.instance().config_loader().get_group_options
+    return evaluate.run_job(_jobs.job(plain, about.runtime.choices, overrides, options))
 
 
-def job(config: dict[str, Any]) -> str:
+def conclude(sweep: bool) -> int:
+    """Print the tables of a sweep; the exit code, 0 if every job asked for has a row that is ok."""
+    bad = False
+    for study, jobs in _jobs.asked.items():
+        folder = _jobs.RESULTS / study
+        bad |= not jobs <= results.finished(folder)
+        if sweep and (folder / "rows.jsonl").exists():
+            from optdiff.report import report
+
+            print(report(folder))
+    return int(bad)
+
+
+def _refuse_lone_sweep(params: Mapping[str, Any], overrides: list[str]) -> None:
+    """A sweep that was asked for without `-m` would be one job, of the defaults."""
+    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if left := [name for name in params if name not in typed]:
+        command = " ".join(["python", sys.argv[0], "-m", *overrides])
+        raise ConfigError(f"this sweeps over {', '.join(left)}, which takes -m: {command}")
+
+
+def run_job(job: _jobs.Job) -> str:
     """Do one job, unless it is done already. Whatever becomes of it is a row."""
+    config = job.config
+    if not _jobs.ask(job):
+        return "skipped"
     give_back_after_compiling()
-    check_targets(config, "config")
-    if config["nfe"] < 1:
-        raise ConfigError(f"a sample takes at least one evaluation, but nfe={config['nfe']}")
-    if "metrics" not in config:
-        raise ConfigError("no metrics go by this problem's name; choose some: metrics=trajectory")
-    clock = label("clock")
+    _jobs.construct(job)
+    problem = constructed("problem", config["problem"])
+    _refuse_no_pytree(problem)
+    constructed("metrics", config["metrics"])
     row = dict.fromkeys(results.Row.__annotations__) | {
-        "key": results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT}),
+        "key": job.key,
         "config": config,
         "status": "ok",
         "nfe_asked": config["nfe"],
         "seed": config["seed"],
         "samples": config["samples"],
-        **{group: label(group) for group in ("problem", "sampler", "grid")},
-        **({} if clock == "plain" else {"sampler": f"{label('sampler')} {clock}"}),
+        **job.names,
         **{"levels": [], "metrics": {}, "floor": {}},
     }
-    if results.identity(row) in finished(config["study"], config["refresh"]):
-        return "skipped"
     artifact = None
     try:
-        found, artifact = measure(config)
-        row |= found
-    except Exception as error:  # of any kind: the row tells, and its siblings go on
+        measured, artifact = measure(config)
+        row |= measured
+    except Exception as error:  # of any kind: the row says so, and its siblings go on
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     row |= provenance.provenance(device())
-    row = results.append(RESULTS / config["study"], row, artifact)
+    try:
+        row = results.append(_jobs.RESULTS / config["study"], row, artifact)
+    except OSError as error:
+        raise WriteError(f"results/{config['study']}: {error}") from error
     if single():
         print(summary(row))
     return row["status"]
 
 
-@lru_cache
-def finished(study: str, refresh: str) -> set[tuple[str, ...]]:
-    """The jobs of a study that `refresh` leaves alone, as the log was when this process began."""
-    source = {"failed": None, "stale": provenance.source_digest()}
-    if refresh == "all":
-        return set()
-    if refresh not in source:
-        raise ConfigError(f"refresh is one of failed, stale, all, not {refresh!r}")
-    return results.finished(RESULTS / study, source[refresh])
+def _refuse_no_pytree(problem: Any) -> None:
+    for leaf in jax.tree.leaves(problem):
+        try:
+            jax.dtypes.result_type(leaf)
+        except TypeError:
+            raise ConfigError(
+                f"problem: {type(leaf).__name__} is no pytree of arrays; "
+                "jax.tree_util.register_dataclass makes it one"
+            ) from None
 
 
 def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -159,7 +187,7 @@ def share(shared: str, sigma: float) -> Any:
         build_once(text(config["metrics"])),
         sigma=sigma,
         solver=solver,
-        remember=lambda compute: results.remember(RESULTS / ".cache", depends, compute),
+        remember=lambda compute: results.remember(_jobs.RESULTS / ".cache", depends, compute),
         **size,
     )
 
@@ -207,4 +235,4 @@ def summary(row: results.Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, conclude))

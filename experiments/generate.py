@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from _build import build, check_targets
 from _generate import completed, recalled, refuse, settled
-from _sweep import run, single
+from _sweep import end_with_parent, run, single
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -36,6 +36,7 @@ from optdiff.types import Cond, Keys, Levels, Samples
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
 def main(config: DictConfig) -> None:
+    end_with_parent()
     give_back_after_compiling()
     given, index = recalled(config)
     check_targets(given, "config")

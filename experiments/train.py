@@ -21,12 +21,12 @@ from typing import Any
 import hydra
 import jax
 import optax
-from _build import build, check_targets
+from _build import build, check_targets, folder_path
 from _device import device
 from _errors import ConfigError
 from _note import begin, write
 from _stages import SHIPPED, STAGES, critics, earlier, parts, pictures
-from _sweep import run
+from _sweep import end_with_parent, run
 from jax.experimental import multihost_utils
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,6 +42,7 @@ from optdiff.nn.checkpoint import Pipeline
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> None:
+    end_with_parent()
     if config.stage not in STAGES:
         raise ConfigError(f"stage is one of {', '.join(STAGES)}, not {config.stage!r}")
     wanted = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -51,7 +52,7 @@ def main(config: DictConfig) -> None:
     if wanted["distributed"] is not None and not jax.distributed.is_initialized():
         jax.distributed.initialize(**wanted["distributed"])
     try:
-        learn(wanted, Path(wanted["folder"]) / wanted["stage"])
+        learn(wanted, Path(folder_path("folder", wanted["folder"])) / wanted["stage"])
     except (ResumeError, FloatingPointError) as error:  # which say what to do
         raise ConfigError(f"{wanted['stage']}: {error}") from error
     if jax.process_count() > 1:  # the next stage reads what the first process writes

@@ -62,7 +62,7 @@ def config_key(config: Mapping[str, Any]) -> str:
       config: the resolved configuration, of plain values (numbers, strings, lists, mappings).
 
     Returns:
-      A key that does not depend on the order of the entries. `8` and `8.0` differ.
+      A key that does not depend on the order of the entries, nor on whether 8 is typed `8.0`.
 
     Raises:
       TypeError: if a value has no JSON form, naming it.
@@ -70,7 +70,9 @@ def config_key(config: Mapping[str, Any]) -> str:
     >>> config_key({"nfe": 8, "seed": 0}) == config_key({"seed": 0, "nfe": 8})
     True
     """
-    text = json.dumps(_plain(config, "config"), sort_keys=True, separators=(",", ":"))
+    number = lambda text: int(x) if (x := float(text)).is_integer() else x  # noqa: E731
+    plain = json.loads(json.dumps(_plain(config, "config")), parse_float=number)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -240,7 +242,8 @@ def _plain(value: Any, where: str) -> Any:
 
 def _settled(row: Row) -> Row:
     """A copy of a row with all its fields, failed if a metric is not finite."""
-    missing, unknown = sorted(Row.__required_keys__ - set(row)), sorted(set(row) - set(_FIELDS))
+    missing = sorted(Row.__required_keys__ - set(row))
+    unknown = sorted(set(row) - set(Row.__annotations__))
     if missing or unknown:
         raise ValueError(f"row {row.get('key')}: missing fields {missing}, unknown {unknown}")
     metrics = {name: float(value) for name, value in row["metrics"].items()}
@@ -252,13 +255,11 @@ def _settled(row: Row) -> Row:
     return row
 
 
-_FIELDS = tuple(Row.__annotations__)
-
-
 def _row(line: bytes) -> Row:
     """A line of the log as a row; ValueError if it is none."""
     row = json.loads(line)
-    missing = _FIELDS if not isinstance(row, dict) else [f for f in _FIELDS if f not in row]
+    fields = tuple(Row.__annotations__)
+    missing = fields if not isinstance(row, dict) else [f for f in fields if f not in row]
     if missing:
         raise ValueError(f"without {', '.join(missing)}")
     for field in ("metrics", "floor"):

@@ -135,6 +135,8 @@ def test_keys_depend_on_content_alone():
     assert len(key) == 16 and int(key, 16) >= 0
     keys = {config_key(config | {"nfe": nfe}) for nfe in range(100)}
     assert len(keys) == 100
+    typed = {"nfe": 8.0, "sampler": {"_target_": "a.b", "betas": [0.9, 0.99]}, "cap": float("inf")}
+    assert config_key(typed) == key != config_key(typed | {"nfe": 8.5})
     program = f"from optdiff.results import config_key; print(config_key({config!r}))"
     program = program.replace("inf}", "float('inf')}")
     child = spawn(program, stdout=subprocess.PIPE, text=True)

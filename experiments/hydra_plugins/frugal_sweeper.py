@@ -1,36 +1,71 @@
-"""Hydra's basic sweeper, which validates every override once instead of every job.
+"""Hydra's basic sweeper, which looks at every job before the first runs, and leaves out those done.
 
 Hydra composes each job twice, to validate the sweep and to launch the job, at 0.03 to 0.1 s each.
-A job can only fail to compose by one of its overrides, and jobs share theirs; one number is as good
-as another. What is composed is also checked for parameters that nothing takes. Hydra finds this
-file by its folder's name.
+Here the choices of groups are composed once, and the other overrides of each job applied to that.
+Hydra finds this file by its folder's name.
 """
 
-import re
+import copy
 from collections.abc import Sequence
+from functools import cache
 
-from _build import check_targets
+import _jobs
+import _progress
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
 
 
 class FrugalSweeper(BasicSweeper):
-    """Validates the first job that has an override, and not the others that repeat it or give the
-    same key another number."""
+    """Refuses a sweep if one of its jobs cannot work, and launches those that are to be done."""
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        loader = self.hydra_context.config_loader
+        compose = _Composer(loader, self.config)
+        # Workers build in processes of their own; here it would only take the accelerator's memory.
+        alone = self.config.hydra.runtime.choices["hydra/launcher"] == "basic"
+        jobs = []
+        for overrides in super().get_job_batch():
+            config, choices = compose(overrides)
+            job = _jobs.job(config, choices, overrides, loader.get_group_options)
+            if alone:
+                _jobs.construct(job)
+            if _jobs.ask(job):
+                jobs.append(overrides)
+        _progress.watch(len(jobs))
+        return jobs
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        seen: set[str] = set()
-        for overrides in batch:
-            kinds = [re.sub(r"=[-+.\de]+$", "=number", override) for override in overrides]
-            if not seen.issuperset(kinds):
-                self._validate(overrides)
-                seen.update(kinds)
-
-    def _validate(self, overrides: Sequence[str]) -> None:
-        loader = self.hydra_context.config_loader
-        config = loader.load_sweep_config(self.config, list(overrides))
-        check_targets(OmegaConf.to_container(OmegaConf.masked_copy(config, _own(config))), "config")
+        """Was done while they were chosen."""
 
 
-def _own(config) -> list[str]:
-    return [key for key in config if key != "hydra"]
+class _Composer:
+    """The configuration of a job and its choices of groups, from its overrides."""
+
+    def __init__(self, loader, master: DictConfig):
+        self.loader, self.master = loader, master
+        parser = OverridesParser.create(loader)
+        self.parse = cache(lambda override: parser.parse_overrides([override])[0])
+        self.of_groups = cache(self._of_groups)
+
+    def __call__(self, overrides: Sequence[str]) -> tuple[dict, dict[str, str]]:
+        parsed = [self.parse(override) for override in overrides]
+        groups = [o for o in parsed if self._is_group(o)]
+        config, choices = self.of_groups(tuple(o.input_line for o in groups))
+        values = [o for o in parsed if not self._is_group(o)]
+        # Jobs of a sweep set the same entries, so one copy serves all that only set.
+        if any(o.type is not OverrideType.CHANGE or isinstance(o.value(), dict) for o in values):
+            config = copy.deepcopy(config)
+        self.loader._apply_overrides_to_config(values, config)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices
+
+    def _of_groups(self, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+        whole = self.loader.load_sweep_config(self.master, list(overrides))
+        own = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+        return own, OmegaConf.to_container(whole.hydra.runtime.choices)
+
+    def _is_group(self, override: Override) -> bool:
+        """As Hydra tells them apart."""
+        exists = self.loader.repository.group_exists(override.key_or_group)
+        return exists and not isinstance(override.value(), dict)

@@ -1,58 +1,21 @@
 """One Hydra job is one row: sweeps, resume, failures, and names that are mistyped."""
 
 import json
-import os
 import random
 import re
-import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from hydra.core.plugins import Plugins
-from hydra.core.singleton import Singleton
 
 from optdiff import results
 
 SCRIPT = Path(__file__).parents[2] / "experiments/evaluate.py"
 SMALL = ("problem=gaussian", "problem.dim=3", "samples=16", "keep=2", "study=mine")
-
-
-@pytest.fixture
-def command(tmp_path):
-    """`command(*arguments)` runs experiments/evaluate.py in an empty folder."""
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        command, environment = [sys.executable, SCRIPT, *arguments], os.environ | environment
-        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 600}
-        return subprocess.run(command, env=environment, **options)
-
-    return run
-
-
-@pytest.fixture
-def evaluate(tmp_path, monkeypatch, capsys):
-    """`evaluate(*arguments)` is what `command` does, without the start of a process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
-    # Hydra looks for plugins once a process, and may have done so where ours could not be seen.
-    monkeypatch.delitem(Singleton._instances, Plugins, raising=False)
-    for name in ("OPTDIFF_RUN", "HYDRA_FULL_ERROR"):
-        monkeypatch.setenv(name, "")  # the script sets them; here that is undone
-
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        monkeypatch.delitem(sys.modules, "evaluate", raising=False)  # it remembers what is done
-        with pytest.raises(SystemExit) as end, jax.enable_x64(False):
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return subprocess.CompletedProcess(sys.argv, end.value.code, *capsys.readouterr())
-
-    return run
 
 
 def rows(tmp_path):
@@ -142,27 +105,6 @@ def test_yamls_of_ones_own_and_optimizers_without_a_file(evaluate, tmp_path):
     assert evaluate(*SMALL, "sampler=optimizer", *lion, "nfe=3").returncode == 0
     labels = {sampler for sampler, _, _ in rows(tmp_path)}
     assert labels == {"gentle", "optimizer(optax.lion, learning_rate=0.5)"}
-
-
-@pytest.mark.parametrize(
-    "arguments, meant",
-    [
-        (["sampler=ddmi"], "'ddim'"),
-        (["-m", "sampler=ddim,hen"], "'heun'"),
-        (["nfee=3"], "'nfe'"),
-        (["sampler=momentum", "sampler.bet=1"], "'beta'"),
-        (["sampler=momentum", "+sampler.bet=1"], "'beta'"),
-        (["-m", "sampler=momentum,ddim", "+sampler.bet=1"], "'beta'"),
-        (["sampler=optimizer", "sampler.optimizer._target_=optax.lionn"], "'lion'"),
-        (["experiment=few_stp"], "'few_step'"),
-        (["refresh=stal"], "stale"),
-    ],
-)
-def test_mistyped_names_fail_soon_and_name_the_closest(evaluate, tmp_path, arguments, meant):
-    done = evaluate(*arguments)
-    assert done.returncode == 2
-    assert meant in done.stderr, done.stderr
-    assert not (tmp_path / "results").exists()
 
 
 def test_the_sweep_of_one_process_compiles_the_network_once(command):

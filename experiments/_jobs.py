@@ -1,0 +1,137 @@
+"""What a job is: what may be asked for, the names it goes by in tables, and whether it is done.
+
+All of it is known before anything compiles, for every job of a sweep before the first one runs.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _build import check_targets, constructed, folder_name, whole_numbers
+from _errors import ConfigError, closest
+
+from optdiff import provenance, results
+
+RESULTS = Path("results")
+
+HOW_NOT_WHAT = ("study", "batch", "refresh")
+"""Entries that do not change what a job finds."""
+
+LEAST = {"nfe": 1, "samples": 1, "batch": 1, "keep": 1, "seed": None, "exact.levels": 2}
+"""Entries that are whole numbers, and the least that each may be."""
+
+OPTIONAL = ("metrics", "size")
+"""Groups of which Hydra takes a choice that does not exist for none."""
+
+
+class Job(NamedTuple):
+    """The configuration of a job, its key, and the names of its problem, sampler and grid."""
+
+    config: dict[str, Any]
+    key: str
+    names: dict[str, str]
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        return results.identity({"key": self.key, **self.names})
+
+
+def job(
+    config: dict[str, Any],
+    choices: Mapping[str, str],
+    overrides: Sequence[str],
+    options: Callable[[str], list[str]],
+) -> Job:
+    """Know a job, or refuse it.
+
+    Args:
+      config: what it is asked for, without Hydra's own part.
+      choices: of config groups.
+      overrides: as they were typed, which name the parameters that it changes.
+      options: all choices of a group.
+
+    Raises:
+      ConfigError: for what cannot work, in one line.
+    """
+    for group in OPTIONAL:
+        choice = next((o[len(group) + 1 :] for o in overrides if o.startswith(f"{group}=")), "null")
+        if choice not in ("null", *options(group)):
+            raise ConfigError(f"{group} has no {choice!r}{closest(choice, options(group))}")
+    if "metrics" not in config:
+        raise ConfigError("no metrics go by this problem's name; choose some: metrics=trajectory")
+    config = whole_numbers(config, LEAST) | {"study": folder_name("study", config["study"])}
+    check_targets(config, "config")
+    names = {group: _label(group, choices, overrides) for group in ("problem", "sampler", "grid")}
+    if (clock := _label("clock", choices, overrides)) != "plain":
+        names["sampler"] += f" {clock}"
+    new = Job(config, _key(config), names)
+    known = log(config["study"], config["refresh"])[0].get(_typed_anyhow(new.identity))
+    return new if known is None else new._replace(**known)
+
+
+def ask(job: Job) -> bool:
+    """Note that a job is asked for; return whether it is to be done."""
+    study = job.config["study"]
+    asked.setdefault(study, set()).add(job.identity)
+    return job.identity not in log(study, job.config["refresh"])[1]
+
+
+asked: dict[str, set[tuple[str, ...]]] = {}
+"""By study, what this process was asked for."""
+
+
+@lru_cache
+def log(
+    study: str, refresh: str
+) -> tuple[dict[tuple[str, ...], dict[str, Any]], set[tuple[str, ...]]]:
+    """The log of a study as it was when this process began: the key and the names that each job has
+    there, by its identity; and the identities of those that `refresh` leaves alone.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
+    sources = {"failed": None, "stale": provenance.source_digest(), "all": ""}  # which none has
+    if refresh not in sources:
+        raise ConfigError(f"refresh is one of {', '.join(sources)}, not {refresh!r}")
+    try:
+        rows = results.load(RESULTS / study)
+        done = results.finished(RESULTS / study, sources[refresh])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"study {study}: {error}") from error
+    known = {}
+    for row in rows:  # `1` and `1.0` once were two jobs; what is known by either stays known by it
+        names = {group: row[group] for group in ("problem", "sampler", "grid")}
+        identity = _typed_anyhow((_key(row["config"]), *names.values()))
+        known[identity] = {"key": row["key"], "names": names}
+    return known, done
+
+
+def _typed_anyhow(identity: tuple[str, ...]) -> tuple[str, ...]:
+    """An identity whose names say 1 where 1.0 was typed."""
+    return tuple(re.sub(r"(?<![\w.])(-?\d+)\.0*(?![\w.])", r"\1", part) for part in identity)
+
+
+def construct(job: Job) -> None:
+    """Build the samplers of a job, whose constructors look at their parameters.
+
+    Raises:
+      ConfigError: with what one of them says.
+    """
+    constructed("sampler", job.config["sampler"])
+    constructed("exact.sampler", job.config["exact"]["sampler"])
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    return results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT})
+
+
+def _label(group: str, choices: Mapping[str, str], overrides: Sequence[str]) -> str:
+    """The choice of a config group with the parameters that a job changes, for tables."""
+    settings = [
+        value if key.endswith("_target_") else f"{key.rpartition('.')[2]}={value}"
+        for key, _, value in (override.lstrip("+").partition("=") for override in overrides)
+        if key.startswith(f"{group}.")
+    ]
+    return choices[group] + (f"({', '.join(settings)})" if settings else "")
