@@ -16,8 +16,9 @@ import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _build import build, check_targets
+from _build import build
 from _generate import completed, recalled, refuse, settled
+from _recall import OF_THE_CALL
 from _sweep import end_with_parent, run, single
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -39,10 +40,9 @@ def main(config: DictConfig) -> None:
     end_with_parent()
     give_back_after_compiling()
     given, index = recalled(config)
-    check_targets(given, "config")
     if not single():  # several jobs share a place, each in a folder of its own
         given["out"] = f"{given['out']}/{HydraConfig.get().job.num}"
-    config = settled(given)
+    config = settled(given, index)
     generate(config, Path(config["out"]), index)
 
 
@@ -62,7 +62,7 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
     folder.mkdir(parents=True, exist_ok=True)
     if only is None:
         np.save(folder / "latents.npy", noise[: config["images"]])
-    note = {name: value for name, value in config.items() if name not in ("out", "preview", "from")}
+    note = {name: value for name, value in config.items() if name not in OF_THE_CALL}
     count, batch = len(x), min(config["batch"], len(x))
     jobs = [(row, first) for row in range(len(scales)) for first in range(0, count, batch)]
     if only is not None:  # with the company it had, whose number may move its last bits
@@ -168,6 +168,10 @@ def step(bar: tqdm, model: TextToImage, folder: Path, first: int, every: int | N
         write_png(folder / f"preview_{first:03}_{at.i + 1:03}.png", tile(shown, len(shown)))
 
 
-if __name__ == "__main__":
+def started() -> None:
     sys.argv[1:] = completed(sys.argv[1:])
-    sys.exit(run(main))
+    main()
+
+
+if __name__ == "__main__":
+    sys.exit(run(started))

@@ -1,4 +1,4 @@
-"""Running `experiments/evaluate.py`: in a process, and without one."""
+"""Running `experiments/evaluate.py`, in a process and without one; asking `generate.py`."""
 
 import os
 import runpy
@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import jax
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
+from omegaconf import open_dict
 
 SCRIPT = Path(__file__).parents[2] / "experiments/evaluate.py"
+CONF = SCRIPT.parents[1] / "conf"
+sys.path.insert(0, str(SCRIPT.parent))  # for fixtures and tests alike
 
 
 @pytest.fixture
@@ -45,3 +50,25 @@ def evaluate(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(sys.argv, end.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """`ask(*arguments)`: the configuration that the command line of generate.py would come to, and
+    the index of the image that it makes again."""
+    from _generate import completed, recalled, settled
+
+    monkeypatch.setenv("OPTDIFF_RUN", "run")
+    monkeypatch.chdir(tmp_path)
+
+    def compose(*arguments):
+        overrides = completed(list(arguments))
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("generate", overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        asked, index = recalled(config)
+        return settled(asked, index), index
+
+    return compose

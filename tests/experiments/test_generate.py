@@ -7,13 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
@@ -23,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import digits_folder
 import generate
 from _errors import ConfigError
-from _generate import completed, recalled, settled
 from stable_diffusion_folder import write
 
 from optdiff import results
@@ -41,25 +37,6 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stable_diffusion, "load", functools.cache(stable_diffusion.load))
         yield write(tmp_path_factory.mktemp("sd15"), "sd15")
-
-
-@pytest.fixture
-def ask(tmp_path, monkeypatch):
-    """`ask(*arguments)`: the configuration that the command line would come to."""
-    monkeypatch.setenv("OPTDIFF_RUN", "run")
-    monkeypatch.chdir(tmp_path)
-
-    def compose(*arguments):
-        with hydra.initialize_config_dir(str(EXPERIMENTS.parent / "conf"), version_base="1.3"):
-            overrides = completed(list(arguments))
-            config = hydra.compose("generate", overrides, return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        given, index = recalled(config)
-        return settled(given), index
-
-    return compose
 
 
 @pytest.fixture

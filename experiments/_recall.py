@@ -1,0 +1,198 @@
+"""What made an image, recalled from the text in its file: choices and plain data, never code.
+
+A note keeps a whole configuration, with the `_target_`s that were run. Here they are compared, and
+not run: a group is rebuilt from the choice of `conf` that has the same ones at the same places, and
+takes nothing but plain parameters from the note.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from _errors import ConfigError
+from omegaconf import OmegaConf
+
+from optdiff.images import read_note
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("problem", "sampler", "grid")
+
+OF_THE_CALL = ("from", "out", "preview", "trust", "changed", "prompt_file")
+"""Entries that no note decides. Of these `prompt_file` is a local file, which would be read into
+the next note; its prompts are noted instead."""
+
+SAYING = ("_target_", "_args_")
+"""Of what Hydra's `instantiate` is told, what is run and on what; the rest says how."""
+
+Place = tuple[str | int, ...]
+
+
+def read(image: str) -> dict[str, Any]:
+    """The note of an image, as far as it is one of ours.
+
+    Returns:
+      `config`: plain data, and names of code beside it; `index` of the image among those of its
+      call, None for all of them.
+
+    Raises:
+      ConfigError: if there is none, or one that says something else.
+    """
+    try:
+        note = read_note(image)
+        fault = next(_faults(note), None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"from: {error}") from error
+    except RecursionError:
+        fault = "it is nested too deeply"
+    if fault:
+        raise ConfigError(f"from: {image}: its note is none of generate.py's: {fault}")
+    config = {name: value for name, value in note["config"].items() if name not in OF_THE_CALL}
+    return {"index": None} | note | {"config": {"grid": None} | config}
+
+
+def choices(
+    image: str, *, chosen: Sequence[str] = (), folder: str | None = None, trust: bool = False
+) -> list[str]:
+    """The choices of the config groups that an image was made with, as overrides for Hydra.
+
+    Args:
+      image: a PNG with a note.
+      chosen: groups that are chosen anew, whatever the note says.
+      folder: configs of one's own, whose choices are looked at too.
+      trust: leave out, and name, what is no choice of any; `laid_over` takes it from the note.
+
+    Raises:
+      ConfigError: as for `read`; and for code that is no choice's, unless that is trusted.
+    """
+    config, overrides = read(image)["config"], []
+    for group in (group for group in GROUPS if group not in chosen and config[group] is not None):
+        if name := _choice(group, config, folder):
+            overrides.append(f"{group}={name}")
+            continue
+        said = f"from: no choice of {group} runs what made {image}: {_runs(config[group])}"
+        if not trust:
+            raise ConfigError(
+                f"{said}. Give {group}=... anew, or have this run, if you know who made the image "
+                "and what it does: trust=true"
+            )
+        print(f"{said}; trusted, so it is run", file=sys.stderr)
+    return overrides
+
+
+def laid_over(now: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration composed with the `choices` of a note, with the note's parameters in it.
+
+    What `changed` names stays as it is; so does all that names code, unless `trust` says otherwise.
+
+    Raises:
+      ConfigError: if the note has another entry than the configuration, or runs something else.
+    """
+    changed = [tuple(name.split(".")) for name in now["changed"]]
+    then, taken = dict(note["config"]), {}
+    if unknown := [name for name in then if name not in {*now, *GROUPS}]:
+        raise ConfigError(f"from: the note has {', '.join(map(repr, unknown))}, which is no entry")
+    if ("prompt_file",) in changed:
+        then["prompt"] = now["prompt"]
+    for group in (group for group in GROUPS if (group,) not in changed):
+        ours, theirs = _code(now.get(group)), _code(then[group])
+        places = [p for p in {*ours, *theirs} if (group, *p) not in changed]
+        if then[group] is not None and any(
+            ours.get(place) != theirs.get(place) for place in places
+        ):
+            if not now["trust"]:
+                raise ConfigError(
+                    f"from: {group} would run {_runs(then[group])}; trust=true lets it"
+                )
+            taken[group] = then.pop(group)
+    return {**_overlaid(now, then, changed), **taken}
+
+
+def _overlaid(now: Any, then: Any, changed: Sequence[Place]) -> Any:
+    """The plain data of `then` over that of `now`, but for what has changed."""
+    if () in changed or not isinstance(then, Mapping):
+        return now if () in changed else then
+    merged = dict(now) if isinstance(now, Mapping) else {}
+    for name, value in then.items():
+        below = [place[1:] for place in changed if place[0] == name]
+        if not (name.startswith("_") or (() in below and name not in merged)):
+            merged[name] = _overlaid(merged.get(name), value, below)
+    return merged
+
+
+def _choice(group: str, config: Mapping[str, Any], folder: str | None) -> str | None:
+    """The choice of a group that runs what a configuration says, at the same places."""
+    wanted = _code(config[group])
+    named = {value for value in wanted.values() if isinstance(value, str)}
+    roots = [CONF] + ([] if folder is None else [Path(folder).absolute()])
+    files = [file for root in roots for file in sorted((root / group).glob("*.yaml"))]
+    # To compose all would take seconds; those that name most of it are likeliest.
+    likely = {file.stem: len(named & {*file.read_text("utf-8").split()}) for file in files}
+    for name in sorted(filter(likely.get, likely), key=likely.get, reverse=True):
+        template = _template(group, name, tuple(roots[1:]))
+        shared = {
+            key: config["problem"] for key, value in template.items() if value == "${problem}"
+        }
+        if _code(template | shared) == wanted:
+            return name
+    return None
+
+
+@cache
+def _template(group: str, name: str, roots: tuple[Path, ...]) -> dict[str, Any]:
+    """A choice of a group, composed, with its interpolations as they stand."""
+    search = f"hydra.searchpath=[{','.join(f'file://{root}' for root in roots)}]"
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("generate", [search, f"{group}={name}"])
+    return OmegaConf.to_container(composed[group], resolve=False)
+
+
+def _code(config: Any) -> dict[Place, Any]:
+    """What a configuration has to say to Hydra's `instantiate`, by place: names such as `_target_`,
+    and whatever else begins with an underscore."""
+    code: dict[Place, Any] = {}
+    entries = config if isinstance(config, Mapping) else {}
+    if isinstance(config, list):
+        entries = dict(enumerate(config))
+    for name, value in entries.items():
+        if isinstance(name, str) and name.startswith("_"):
+            code[(name,)] = value
+        else:
+            code |= {(name, *place): value for place, value in _code(value).items()}
+    return code
+
+
+def _runs(config: Any) -> str:
+    """The code that a configuration names, in words."""
+    code = {place: value for place, value in _code(config).items() if place[-1] in SAYING}
+    return ", ".join(f"{'.'.join(map(str, place))} = {value}" for place, value in code.items())
+
+
+def _faults(note: Any) -> Iterator[str]:
+    """What no note of ours has."""
+    config = note.get("config") if isinstance(note, dict) else None
+    if not isinstance(config, dict):
+        yield "it has no configuration"
+        return
+    index = note.get("index")
+    if index is not None and not (type(index) is int and index >= 0):
+        yield f"index = {index!r} counts no image"
+    for group in GROUPS:
+        entry = config.get(group)
+        if not isinstance(entry, dict) and not (group == "grid" and entry is None):
+            yield f"{group} = {entry!r} is no choice"
+        elif any("${" in text or text == "???" for text in _texts(entry)):
+            yield f"{group} is to be looked up elsewhere"
+    if code := _code({name: value for name, value in config.items() if name not in GROUPS}):
+        yield f"{next(iter(code))} is no entry"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings of plain data, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            yield from _texts(part)
