@@ -83,7 +83,7 @@ def settled(config: dict[str, Any], index: int | None = None) -> dict[str, Any]:
     Prompts and guidance scales become lists; a file of prompts its lines; counts and sizes numbers
     where a file given says them.
     """
-    c, wrong = dict(config), []
+    c, wrong = {"grid": None} | config, []
     c |= {"prompt": _prompts(c, wrong), "prompt_file": None}
     c |= {"guidance": _scales(c, wrong)}
     c |= {"negative": _negative(c, wrong)}

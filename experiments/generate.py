@@ -48,10 +48,19 @@ def main(config: DictConfig) -> None:
 
 def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> None:
     """Make the images of a settled configuration, or only one of them, and write them down."""
-    scales, end = config["guidance"], config["prompt_to"]
+    scales, end, negative = (config[name] for name in ("guidance", "prompt_to", "negative"))
     prompts = config["prompt"] + ([] if end is None else [end])
-    problem = assemble(config, prompts=prompts, guidance=scales[0])
+    negatives = negative if isinstance(negative, list) else []  # one for each prompt
+    problem = assemble(
+        config,
+        prompts=prompts + negatives,
+        negative=None if negatives else negative,
+        guidance=max((scale for scale in scales if scale is not None), default=None),
+    )
     model = getattr(problem, "problem", problem)  # guidance wraps it
+    encoded, several = model.prompts, partial(jnp.repeat, repeats=config["images"], axis=0)
+    model = dataclasses.replace(model, prompts=jax.tree.map(lambda e: e[: len(prompts)], encoded))
+    without = jax.tree.map(lambda leaf: several(leaf[len(prompts) :]), encoded)
     sampler = build(config["sampler"])
     levels, finish = route(config, model, levels_within(sampler, config["nfe"], model.shape))
     keys, noise, cond = starts(config, model)
@@ -71,10 +80,12 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
     with tqdm(total=len(jobs) * len(levels), unit="step", disable=None) as bar:
         for row, first in jobs:
             chosen = np.arange(first, first + batch) % count  # filled up: one shape, one program
-            scale = scales[row]
-            guided = silent if scale is None else Guided(silent, float(scale), problem.uncond)
             watch = partial(step, bar, model, folder, row * count + first, config["preview"])
             take = partial(jax.tree.map, lambda leaf: leaf[chosen])  # noqa: B023
+            guided = silent
+            if scales[row] is not None:
+                uncond = take(without) if negatives else problem.uncond
+                guided = Guided(silent, float(scales[row]), uncond)
             x0, _ = sample(
                 guided, sampler, levels, take(keys), cond=take(cond), x=take(x), finish=finish,
                 on_step=watch,
@@ -93,7 +104,7 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
 
 def assemble(config: dict[str, Any], **asked: Any) -> Any:
     """The problem as it is asked for here, or what its checkpoint lacks."""
-    asked |= {name: config[name] for name in ("negative", "height", "width")}
+    asked |= {name: config[name] for name in ("height", "width")}
     # Words must not pass through Hydra again, which would look for interpolations in them.
     make = build(config["problem"] | {"_partial_": True})
     try:
