@@ -20,7 +20,7 @@ from _network import network
 from _training import training
 from omegaconf import DictConfig, OmegaConf
 
-from optdiff.analysis import evaluation
+from optdiff.analysis.measuring import Measured, measure
 from optdiff.grids import karras
 from optdiff.sample import eps_at, sample, sample_keys, start
 
@@ -54,11 +54,10 @@ def sweep(config: dict[str, Any]) -> None:
 
     samples = problem.decode(sample(problem, samplers["ddim"], levels, keys, x=x)[0])
     reference = problem.reference(keys)
-    given = {"samples": samples, "exact": samples, "reference": reference}
-    evaluation.measure(metrics, problem, **given)
+    measured = Measured(problem, samples, reference, exact=samples)
+    measure(metrics, measured)
     measuring = median(
-        seconds(lambda: evaluation.measure(metrics, problem, **given))
-        for _ in range(config["repeats"])
+        seconds(lambda: measure(metrics, measured)) for _ in range(config["repeats"])
     )
     print(f"  metrics              {measuring:7.3f} s a job")
     print(f"  Hydra and rows       {bookkeeping(config['jobs']):7.3f} s a job")

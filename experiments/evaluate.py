@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from optdiff import provenance, results
 from optdiff.allocator import give_back_after_compiling
-from optdiff.analysis import diagnostics, evaluation
+from optdiff.analysis import diagnostics, evaluation, measuring
 from optdiff.cost import levels_within
 from optdiff.sample import sample_keys, start
 
@@ -86,7 +86,7 @@ def run_job(job: _jobs.Job) -> str:
         "seed": config["seed"],
         "samples": config["samples"],
         **job.names,
-        **{"levels": [], "metrics": {}, "floor": {}},
+        **{"levels": [], "metrics": {}, "spread": {}, "refused": {}, "floor": {}},
     }
     artifact = None
     try:
@@ -134,30 +134,32 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         x0.block_until_ready()
     samples, exact = problem.decode(x0), setting.exact_images
     # The metrics are many small steps, between which a second BLAS thread mostly waits.
-    with Stopwatch() as measuring, threadpool_limits(1):
-        values = evaluation.measure(
-            metrics,
+    with Stopwatch() as scoring, threadpool_limits(1):
+        measured = measuring.Measured(
             problem,
-            samples=samples,
+            samples,
+            reference=setting.reference,
+            cond=setting.cond,
             exact=exact,
             x0=x0,
             x0_exact=setting.exact,
-            cond=setting.cond,
-            reference=setting.reference,
             sampler=sampler,
             levels=levels,
             clock=clock,
         )
+        scores = measuring.measure(metrics, measured)
     nfe = float(np.mean(trace.nfe))
     row = {
         "levels": levels,
         "nfe": nfe,
         "passes": nfe * getattr(problem, "passes", 1),
-        "metrics": values,
+        "metrics": scores.values,
+        "spread": scores.spread,
+        "refused": setting.refused | scores.refused,
         "floor": setting.floor,
         "seconds_compile": sampling.compiling,
         "seconds_run": sampling.wall - sampling.compiling,
-        "seconds_metrics": measuring.wall,
+        "seconds_metrics": scoring.wall,
     }
     keep = slice(config["keep"])
     pictures = {
@@ -227,6 +229,7 @@ def summary(row: results.Row) -> str:
     for name, value in row["metrics"].items():
         floor = f"   (real against real {row['floor'][name]:.4g})" if name in row["floor"] else ""
         lines.append(f"  {name:20} {value:10.4g}{floor}")
+    lines += [f"  {name}: {why}" for name, why in row["refused"].items()]
     lines.append(
         f"  {row['seconds_run']:.2f} s sampling, {row['seconds_compile']:.2f} s compiling, "
         f"{row['seconds_metrics']:.2f} s measuring"

@@ -35,6 +35,8 @@ def make_row(key="k0", **changes):
         "seed": 0,
         "samples": 512,
         "metrics": {"sliced_w2": 0.25},
+        "spread": {"sliced_w2": [0.01, -0.01]},
+        "refused": {},
         "floor": {"sliced_w2": 0.01},
         "seconds_compile": 1.0,
         "seconds_run": 0.1,
@@ -179,7 +181,7 @@ def test_a_log_torn_in_its_only_row_is_empty_and_takes_appends(tmp_path):
     assert [row["key"] for row in load(tmp_path)] == ["b"]
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[1]", b'{"key": "x"', b"<<<<<<< HEAD", b"\xff\0"])
+@pytest.mark.parametrize("line", [b"{}", b"[1]", b'{"key": "x"', b"<<<<<<< HEAD", b"\xff\0"])
 def test_corruption_elsewhere_names_file_and_line(tmp_path, line):
     for key in "ab":
         append(tmp_path, make_row(key))

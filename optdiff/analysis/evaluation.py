@@ -1,21 +1,18 @@
 """Evaluate a sampler: draw samples, compare them with what all samplers of a comparison share.
 
 A comparison shares its noise, conditions, reference set, exact solutions and floor: one `Setting`,
-made once. What is measured is passed in as metrics; what a job writes down is `results`' business.
+made once. What is measured of samples is `measuring`'s, what a job writes down `results`' business.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from optdiff.analysis.measuring import Measured, Metrics, attribute, check, comparing, score, wants
 from optdiff.sample import Trace, sample, sample_keys, start
 from optdiff.types import Cond, Grid, Levels, Problem, Sampler, Samples
-
-Metrics = Mapping[str, Callable[..., Any]]
-"""Metrics by column name. Each is called by parameter name with what it asks for, see `measure`."""
 
 
 class Setting(NamedTuple):
@@ -25,7 +22,7 @@ class Setting(NamedTuple):
     and `exact_images` what that decodes to; `cond` is what each sample is asked to be, `words` the
     same as one would type it, None where the problem cannot say; `reference` are decoded good
     samples, None where no metric asks for them; `floor` holds the metrics of real samples against
-    them.
+    them, and `refused` why some metrics have none: they will refuse as many drawn samples, too.
     """
 
     exact: Samples
@@ -34,6 +31,7 @@ class Setting(NamedTuple):
     words: list[str] | None
     reference: Samples | None
     floor: dict[str, float]
+    refused: dict[str, str]
 
 
 class Solver(NamedTuple):
@@ -66,24 +64,26 @@ def setting(
       batch: samples at a time.
       solver: makes the exact solutions.
       remember: called with the function that computes the exact solutions, to cache them.
+
+    Raises:
+      TypeError: if a metric asks for what neither `Measured` nor the problem has.
     """
+    check(metrics, problem)
     keys = sample_keys(seed, samples)
     cond = problem.condition(keys)
+    wanted = any("reference" in wants(metric) for metric in metrics.values())
+    reference = problem.reference(_tagged(keys, "reference"), cond) if wanted else None
+    floor, refused = {}, {}
+    if (target := attribute(problem, "target")) is not None:
+        good = Measured(problem, target(_tagged(keys, "floor"), cond), reference, cond)
+        floor, _, refused = score(comparing(metrics), good)
     exact = jnp.asarray(
         remember(lambda: _exact(problem, sigma, seed, samples, batch, solver)), float
     )
-    wanted = any("reference" in _asks(metric) for metric in metrics.values())
-    reference = problem.reference(_tagged(keys, "reference"), cond) if wanted else None
-    floor = {}
-    target = _attribute(problem, "target")
-    if target is not None:
-        real = target(_tagged(keys, "floor"), cond)
-        given = {"samples": real, "reference": reference, "cond": cond}
-        comparing = {n: m for n, m in metrics.items() if _compares(m)}
-        floor = measure(comparing, problem, **given)
-    words = _attribute(problem, "words")
-    said = None if words is None else words(cond)
-    return Setting(exact, problem.decode(exact), cond, said, reference, floor)
+    words = attribute(problem, "words")
+    asked = None if words is None else words(cond)
+    images = problem.decode(exact)
+    return Setting(exact, images, cond, asked, reference, floor, refused)
 
 
 def draw(
@@ -113,51 +113,6 @@ def draw(
     return jnp.concatenate(x0s)[:samples], traces[0]._replace(nfe=nfe)
 
 
-def measure(metrics: Metrics, problem: Problem, **given: Any) -> dict[str, float]:
-    """Call each metric with what its parameters name: `samples`, `reference`, `exact`, `sampler`,
-    `levels`, `clock` and whatever else is given, or an attribute of the problem (`means`, ...) or
-    of the one that guidance wraps. Parameters with a default keep it, but for a `clock` that is
-    given.
-
-    Returns:
-      A flat dict: a metric that returns several values contributes each under its own name, one
-      that returns None (it does not apply to this sampler) nothing.
-
-    Raises:
-      TypeError: if a metric asks for something that neither the job nor the problem has.
-
-    >>> from optdiff.problems import gaussian
-    >>> measure({"shift": lambda samples, mean: float(samples[0, 0] - mean[0])},
-    ...         gaussian(mean=[1.0, 2.0]), samples=jnp.ones((1, 2)))
-    {'shift': 0.0}
-    """
-    values: dict[str, float] = {}
-    for name, metric in metrics.items():
-        optional = {"clock"} & given.keys() & inspect.signature(metric).parameters.keys()
-        arguments = {parameter: given[parameter] for parameter in optional}
-        for parameter in _asks(metric):
-            if parameter == "problem":
-                arguments[parameter] = problem
-            elif parameter in given:
-                arguments[parameter] = given[parameter]
-            elif (found := _attribute(problem, parameter)) is not None:
-                arguments[parameter] = found
-            else:
-                raise TypeError(
-                    f"metric {name!r} asks for {parameter!r}, which {type(problem).__name__} does "
-                    "not have; choose other metrics for this problem"
-                )
-        try:
-            value = metric(**arguments)
-        except ValueError as error:
-            raise ValueError(f"metric {name!r}: {error} (~metrics.{name} leaves it out)") from error
-        if isinstance(value, Mapping):
-            values.update({key: float(v) for key, v in value.items()})
-        elif value is not None:
-            values[name] = float(value)
-    return values
-
-
 def _exact(problem, sigma, seed, samples, batch, solver) -> Samples:
     if hasattr(problem, "solution"):
         keys = sample_keys(seed, samples)
@@ -167,24 +122,6 @@ def _exact(problem, sigma, seed, samples, batch, solver) -> Samples:
     levels = solver.grid(problem.schedule._replace(sigma_max=float(sigma)), solver.levels)
     x0, _ = draw(problem, solver.sampler, levels, seed=seed, samples=samples, batch=batch)
     return x0
-
-
-def _attribute(problem: Any, name: str) -> Any:
-    """What a problem, or else the problem that it wraps, has by this name; None if neither."""
-    while problem is not None and not hasattr(problem, name):
-        problem = getattr(problem, "problem", None)
-    return getattr(problem, name, None)
-
-
-def _compares(metric: Callable[..., Any]) -> bool:
-    """Whether a metric can judge samples that no sampler made."""
-    return "samples" in _asks(metric) and bool({"reference", "cond"} & _asks(metric))
-
-
-def _asks(metric: Callable[..., Any]) -> set[str]:
-    """The parameters a metric wants filled in: those without a default or a bound value."""
-    parameters = inspect.signature(metric).parameters.values()
-    return {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
 
 
 _TAGS = {"reference": 2**31 - 1, "floor": 2**31 - 2}  # never a step's index

@@ -65,6 +65,11 @@ class CaptionedDigits:
     judging: Network
     clip: Network
 
+    instruments = (  # what metrics may ask for, see `analysis.measuring`
+        *("judge", "features", "agreement"),
+        *("stroke_features", "learnt_strokes", "copies", "reconstructions"),
+    )
+
     @property
     def schedule(self) -> NoiseSchedule:
         return self.model.schedule

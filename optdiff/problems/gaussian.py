@@ -26,6 +26,8 @@ class Gaussian:
     variances: Float[Array, "d"]
     schedule: NoiseSchedule
 
+    instruments = ("mean", "cov")  # what metrics may ask for, see `analysis.measuring`
+
     @property
     def cov(self) -> Float[Array, "d d"]:
         """The covariance of the data."""

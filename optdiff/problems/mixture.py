@@ -26,6 +26,8 @@ class Mixture:
     log_weights: Float[Array, "k"]
     schedule: NoiseSchedule
 
+    instruments = ("means", "weights", "stds")  # what metrics may ask for
+
     @property
     def weights(self) -> Float[Array, "k"]:
         """The weights of the modes, which sum to 1."""
