@@ -1,0 +1,136 @@
+"""What a machine does to a sweep: it ends in one line, with an exit code, and loses no row."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SCRIPT
+
+from optdiff import results
+
+SMALL = ("problem=gaussian", "problem.dim=3", "samples=16", "keep=2", "study=mine")
+
+
+def full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def break_(tmp_path, monkeypatch, fault):
+    """Bring a fault about: in the folder that a job of this study runs in, or in its disk."""
+    log = tmp_path / "results/mine/rows.jsonl"
+    if fault == "full disk":
+        monkeypatch.setattr(results, "_append_line", full)
+    elif fault == "log is a folder":
+        log.mkdir(parents=True)
+    elif fault == "log is no text":
+        log.parent.mkdir(parents=True)
+        log.write_bytes(b"\xff\xfe\n")
+    else:
+        (tmp_path / fault).write_text("a file")
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+@pytest.mark.parametrize(
+    "fault", ["full disk", "log is a folder", "log is no text", "results", "outputs"]
+)
+def test_what_cannot_be_written_ends_in_one_line(evaluate, tmp_path, monkeypatch, fault, multirun):
+    break_(tmp_path, monkeypatch, fault)
+    done = evaluate(*multirun, *SMALL, "nfe=1", "sampler=ddim")
+    assert done.returncode in (1, 2) and ("mine" in done.stderr or fault in done.stderr)
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+WILD = ("sampler=optimizer", "sampler.optimizer.learning_rate=1e30",
+        "sampler.rule._target_=optdiff.samplers.constant")  # fmt: skip
+
+
+def shell(tmp_path, line, **environment):
+    """Run a shell's line, in which $JOB is the start of a command."""
+    job = f"{sys.executable} {SCRIPT} -m {' '.join(SMALL)} nfe=3,4"
+    environment = os.environ | {"JOB": job} | environment
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], cwd=tmp_path, env=environment, text=True,
+        capture_output=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line, code",
+    [
+        ("$JOB sampler=ddim | head -c 0", 1),
+        ("PYTHONIOENCODING=ascii $JOB sampler=ddim", 0),
+        (f"$JOB {' '.join(WILD)} <&- >&- 2>&-", 1),
+    ],
+)
+def test_the_exit_code_is_that_of_the_rows_whatever_the_streams(tmp_path, line, code):
+    done = shell(tmp_path, line)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    status = "failed" if "1e30" in line else "ok"
+    assert [row["status"] for row in results.load(tmp_path / "results/mine")] == [status, status]
+
+
+def workers(process):
+    """The processes that one has started, by number."""
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = (map(int, line.split()) for line in table.splitlines())
+    return {child for child, parent in pairs if parent == process.pid}
+
+
+def alive(number):
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{number}/stat") as about:
+        return about.read().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_sweep(tmp_path, how):
+    seeds = "seed=" + ",".join(map(str, range(200)))
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1", seeds, *joblib]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet)
+    log = tmp_path / "results/mine/rows.jsonl"
+    while not log.exists() or log.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    started = workers(process)
+    process.send_signal(how)
+    process.wait()
+    time.sleep(2)
+    assert started and not any(map(alive, started))
+    lines = log.read_bytes()
+    time.sleep(1)
+    assert log.read_bytes() == lines
+    rows = [json.loads(line) for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
+    assert len({row["key"] for row in rows}) == len(rows) >= 3
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    seeds = "seed=" + ",".join(map(str, range(200)))
+    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1", seeds]
+    log, said = tmp_path / "results/mine/rows.jsonl", tmp_path / "said"
+    with open(said, "w") as stderr:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=stderr, stderr=stderr)
+    for when in (
+        lambda: log.exists() and log.read_bytes(),
+        lambda: "interrupted" in said.read_text(),
+    ):
+        while not when():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (-signal.SIGINT, 130)
+    assert "Traceback" not in said.read_text()
+    assert len(results.load(log.parent)) >= 1
