@@ -44,14 +44,14 @@ def begin(
       ConfigError: if the folder holds another run and `resume` is not `any`, naming what differs;
         or if it differs in what a run cannot change.
     """
-    asked = {
+    note = {
         "config": {name: value for name, value in config.items() if name != "preset"},
         "parts": {part: provenance.content_digest(path) for part, path in parts.items()},
     }
-    asked, before = json.loads(json.dumps(asked)), read(folder)
+    note, before = json.loads(json.dumps(note)), read(folder)
     saves = (path.name for path in (folder / "checkpoints").glob("*"))  # and halves of them
     learned = any(name.isdigit() for name in saves) or (folder / "model").exists()
-    others = dict(_differences(before, asked)) if before is not None and learned else {}
+    others = dict(_differences(before, note)) if before is not None and learned else {}
     never = [others[path] for path in NEVER if path in others]
     if never or (others and config["resume"] != "any"):
         either = "" if never else ", or go on with its weights all the same: resume=any"
@@ -61,8 +61,8 @@ def begin(
         )
     if finished(folder) and not others:
         return None
-    told = {"command": " ".join(["python", *sys.argv])}
-    return told | asked | provenance.provenance(device)
+    command = " ".join(["python", *sys.argv])
+    return {"command": command} | note | provenance.provenance(device)
 
 
 def write(folder: Path, note: Mapping[str, Any]) -> None:
@@ -82,11 +82,11 @@ def finished(folder: Path) -> bool:
 
 
 def _differences(
-    before: Mapping[str, Any], asked: Mapping[str, Any]
+    before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """Where another run was asked for something else than this one, and both in words."""
-    names = OF_STAGES.get(asked["config"]["stage"], WHAT)
-    there, here = (dict(results.leaves(_chosen(run, names))) for run in (before, asked))
+    names = OF_STAGES.get(now["config"]["stage"], WHAT)
+    there, here = (dict(results.leaves(_chosen(run, names))) for run in (before, now))
     for path in sorted({*there, *here}):
         if there.get(path) == here.get(path) or path[-1] == HOW:
             continue
@@ -99,5 +99,5 @@ def _differences(
 
 def _chosen(run: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     config = run.get("config", {})
-    asked = {name: config[name] for name in names if name in config}
-    return {"config": asked, "parts": run.get("parts", {})}
+    chosen = {name: config[name] for name in names if name in config}
+    return {"config": chosen, "parts": run.get("parts", {})}

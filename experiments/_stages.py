@@ -11,7 +11,6 @@ from _note import finished, read
 
 from optdiff.denoisers import Guided
 from optdiff.grids import karras
-from optdiff.learning.clip import text_encoder
 from optdiff.nn.checkpoint import Pipeline, load_module
 from optdiff.nn.clip.tokenizer import load_tokenizer
 from optdiff.problems.captioned_digits import SHIPPED
@@ -33,26 +32,24 @@ def parts(config: Mapping[str, Any]) -> dict[str, Path]:
         "vae": ["clip"] if config["task"].get("perceptual") else [],
         "unet": ["tokenizer", "clip", "vae"],
     }
-    return {part: found(config, part) for part in needed.get(config["stage"], [])}
+    return {part: network_folder(config, part) for part in needed.get(config["stage"], [])}
 
 
 def critics(config: Mapping[str, Any]) -> dict[str, Path]:
     """Where those lie that go beside a finished generator, to say how good its images are."""
-    return {part: found(config, part) for part in config["critics"] if config["stage"] == "unet"}
+    needed = config["critics"] if config["stage"] == "unet" else []
+    return {part: network_folder(config, part) for part in needed}
 
 
-def earlier(stage: str, parts: Mapping[str, Path]) -> dict[str, Any]:
+def earlier(parts: Mapping[str, Path]) -> dict[str, Any]:
     """What the stages before this one have learned, by the names that its task calls them."""
-    learned = {
+    return {
         part: load_tokenizer(path) if part == "tokenizer" else load_module(path)
         for part, path in parts.items()
     }
-    if stage == "unet":
-        learned["text_encoder"] = text_encoder(learned["clip"])
-    return learned
 
 
-def found(config: Mapping[str, Any], part: str) -> Path:
+def network_folder(config: Mapping[str, Any], part: str) -> Path:
     """Where a finished network lies: in this run, else in that of `parts_from`, else in the model
     that comes with optdiff.
 

@@ -38,7 +38,7 @@ NOTES = """\
   gradient less the loss. Each was timed as a program of its own, so they need not sum to 100%.
 - peak GB: the most memory held after the first step, with libraries and the programs of the
   pieces, of which optdiff keeps a second state; on a GPU, since the process began.
-- AdamW is what both sides have. `train.py` learns with Muon unless told otherwise, which is not in
+- AdamW is what both sides have. `train.py` learns with Muon by default, which is not in
   these numbers: `train.optimizer=muon torch=[]` times ours alone.
 """
 
@@ -75,14 +75,18 @@ def measure(part: str, config: dict[str, Any], variants: list[str]) -> list[Resu
     """Our result, and those of PyTorch's variants."""
     repeats = config["repeats"]
     with TemporaryDirectory() as folder:
-        job = {"config": told(part, config["train"]), "folder": folder, "repeats": repeats}
+        job = {
+            "config": training_config(part, config["train"]),
+            "folder": folder,
+            "repeats": repeats,
+        }
         ours = Side("_training_optdiff.py", job)
         results = compare(ours, variants, job, repeats, script="_training_torch.py")
         ours.end()
     return results
 
 
-def told(part: str, choices: dict[str, Any]) -> dict[str, Any]:
+def training_config(part: str, choices: dict[str, Any]) -> dict[str, Any]:
     """The configuration of `train.py` for a stage that starts from the shipped parts."""
     chosen = {name: choice for name, choice in choices.items() if choice is not None}
     overrides = {"stage": part, "folder": os.devnull, **chosen}

@@ -80,11 +80,11 @@ def programs(job: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 
 def updating(net: torch.nn.Module, config: dict[str, Any]) -> Callable[[], None]:
     """Clipping, AdamW and EMA, each in the fastest way that PyTorch has for many tensors."""
-    params, told = list(net.parameters()), config["optimizer"]
+    params, options = list(net.parameters()), config["optimizer"]
     average = [param.detach().clone() for param in params]
     averaging = get_ema_multi_avg_fn(config["ema_decay"])
     optimizer = torch.optim.AdamW(
-        params, lr=config["rate"], betas=(0.9, told["b2"]), weight_decay=told["weight_decay"],
+        params, lr=config["rate"], betas=(0.9, options["b2"]), weight_decay=options["weight_decay"],
         fused=True,
     )  # fmt: skip
 
@@ -99,18 +99,18 @@ def updating(net: torch.nn.Module, config: dict[str, Any]) -> Callable[[], None]
 
 def unet(job: dict[str, Any]) -> Task:
     """v-prediction (arXiv 2202.00512, appendix D) of latents, given what captions say."""
-    batch, told = inputs(job), job["config"]["task"]
+    batch, options = inputs(job), job["config"]["task"]
     images, size = 2.0 * batch["images"] - 1.0, len(batch["images"])
     net = loaded(diffusers.UNet2DConditionModel, "unet", job).train()
     vae = loaded(diffusers.AutoencoderKL, "vae", job)
     text = loaded(transformers.CLIPTextModel, "text_encoder", job)
     shape = (size, net.config.in_channels, *[net.config.sample_size] * 2)
-    scheduler = diffusers.DDIMScheduler.from_config(told["scheduler"])
+    scheduler = diffusers.DDIMScheduler.from_config(options["scheduler"])
     levels = ((1.0 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().to(DEVICE)
 
     def draw():
         t = torch.randint(len(levels), (size,), device=DEVICE)
-        dropped = torch.rand(size, 1, device=DEVICE) < told["dropout"]
+        dropped = torch.rand(size, 1, device=DEVICE) < options["dropout"]
         noise = torch.randn(shape, device=DEVICE)
         return {"t": t, "sigma": levels[t], "noise": noise, "dropped": dropped}
 
@@ -143,8 +143,8 @@ def vae(job: dict[str, Any]) -> Task:
 
     def loss(drawn):
         with mixed(job):
-            found = net.encode(images).latent_dist
-            mean, std = scale * found.mean, scale * found.std
+            posterior = net.encode(images).latent_dist
+            mean, std = scale * posterior.mean, scale * posterior.std
             again = net.decode((mean + std * drawn["noise"]) / scale).sample
         mean, std = mean.float(), std.float()
         divergence = (mean**2 + std**2 - 1.0 - 2.0 * std.log()).mean() / 2.0
@@ -162,9 +162,9 @@ def clip(job: dict[str, Any]) -> Task:
 
     def loss(drawn):
         with mixed(job):
-            found = net(input_ids=batch["ids"], pixel_values=images)
+            answer = net(input_ids=batch["ids"], pixel_values=images)
         scale = net.logit_scale.exp().clamp(max=100.0)
-        logits = scale * found.image_embeds.float() @ found.text_embeds.float().T
+        logits = scale * answer.image_embeds.float() @ answer.text_embeds.float().T
         both = functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)
         return both / 2.0
 
@@ -192,8 +192,8 @@ def loaded(kind: Any, name: str, job: dict[str, Any]) -> torch.nn.Module:
 
 def mixed(job: dict[str, Any]) -> torch.autocast:
     """Products in the type that is asked for, weights in float32."""
-    asked = job["config"]["dtype"]
-    dtype = ("bfloat16" if CUDA else "float32") if asked == "auto" else asked
+    name = job["config"]["dtype"]
+    dtype = ("bfloat16" if CUDA else "float32") if name == "auto" else name
     return torch.autocast(DEVICE.type, getattr(torch, dtype), enabled=dtype != "float32")
 
 

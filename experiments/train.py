@@ -68,30 +68,12 @@ def learn(config: dict[str, Any], folder: Path) -> None:
         print(f"{stage}: finished before, in {folder}")
         return
     begun = partial(write, folder, note) if jax.process_index() == 0 else lambda: None
-    if stage == "tokenizer":  # whose learning is one call; the loop says when the others begin
+    if stage == "tokenizer":  # which is learned at once; the loop says when others begin
         begun()
     for part, path in (used | beside).items():
         if path.is_relative_to(SHIPPED):
             print(f"{stage}: takes the {part} that comes with optdiff")
-    task = assemble(config, used)
-    if isinstance(task, Task):
-        state = train(
-            task.loss,
-            task.params,
-            task.stream,
-            optimizer(config),
-            frozen=task.frozen,
-            folder=folder,
-            layout=build(config["layout"]),
-            begun=begun,
-            watch=None if config["watch_every"] is None else partial(watch, task, folder),
-            label=stage,
-            **{name: config[name] for name in LOOP if config[name] is not None},  # watch_every
-        )
-        learned = whole(state.ema)
-        scores, save = task.scores(learned), partial(task.save, learned)
-    else:  # a tokenizer, which no gradient leads to
-        scores, save = {"vocabulary": len(task)}, task.save_pretrained
+    scores, save = run_task(assemble(config, used), config, folder, begun)
     if jax.process_index() == 0:
         publish(save, folder / "model", beside)
         seconds = round(time.perf_counter() - start, 1)
@@ -99,11 +81,34 @@ def learn(config: dict[str, Any], folder: Path) -> None:
         print(f"{stage}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
 
 
+def run_task(
+    task: Any, config: dict[str, Any], folder: Path, begun: Callable[[], None]
+) -> tuple[dict[str, float], Callable[[Path], None]]:
+    """Scores of what a task has learned at the end, and what saves that."""
+    if not isinstance(task, Task):  # a tokenizer, which no gradient leads to
+        return {"vocabulary": len(task)}, task.save_pretrained
+    state = train(
+        task.loss,
+        task.params,
+        task.stream,
+        optimizer(config),
+        frozen=task.frozen,
+        folder=folder,
+        layout=build(config["layout"]),
+        begun=begun,
+        watch=None if config["watch_every"] is None else partial(watch, task, folder),
+        label=config["stage"],
+        **{name: config[name] for name in LOOP if config[name] is not None},  # watch_every
+    )
+    learned = whole(state.ema)
+    return task.scores(learned), partial(task.save, learned)
+
+
 LOOP = (
     "steps", "seed", "ema_decay", "accumulate", "steps_per_call",
     "log_every", "save_every", "watch_every",
 )  # fmt: skip
-"""What the loop is told as it stands in the configuration."""
+"""Entries of the configuration that are arguments of the loop, by the same names."""
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
@@ -134,14 +139,17 @@ def assemble(config: dict[str, Any], used: Mapping[str, Path]) -> Any:
             return task(build(config["texts"]))
         rest = {"pictures": previews(config)} if stage == "unet" else {}
         return task(
-            data=build(config["data"]),
-            held_out=build(config["held_out"]),
+            data=partial(
+                build(config["data"]),
+                seed=config["seed"],
+                batch=config["batch"],
+                host=jax.process_index(),
+                hosts=jax.process_count(),
+            ),
+            held_out=partial(build(config["held_out"]), seed=config["seed"]),
             seed=config["seed"],
-            batch=config["batch"],
-            host=jax.process_index(),
-            hosts=jax.process_count(),
             dtype=dtype(config),
-            **earlier(stage, used),
+            **earlier(used),
             **rest,
         )
     except (OSError, ValueError) as error:  # no such data, or choices that contradict each other
@@ -169,15 +177,15 @@ def optimizer(config: dict[str, Any]) -> optax.GradientTransformation:
 
 def watch(task: Task, folder: Path, learned: Any, step: int) -> dict[str, Any]:
     """Scores, and pictures side by side, which go to a file too."""
-    seen = dict(task.scores(learned))
+    values = dict(task.scores(learned))
     if task.pictures is not None:
-        seen["pictures"] = tile(to_pixels(task.pictures(learned)), 8)
+        values["pictures"] = tile(to_pixels(task.pictures(learned)), 8)
         file = folder / "pictures" / f"{step:06}.png"
         file.parent.mkdir(exist_ok=True)
         if jax.process_index() == 0:
             file.unlink(missing_ok=True)  # a resumed run shows a step again
-            write_png(file, seen["pictures"])
-    return seen
+            write_png(file, values["pictures"])
+    return values
 
 
 def publish(save: Any, model: Path, beside: Mapping[str, Path]) -> None:

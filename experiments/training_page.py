@@ -26,12 +26,12 @@ def main(run: Path, page: Path = PAGE) -> None:
             f"{run} has not finished {', '.join(missing)}; this goes on with it, options as before:"
             f"\npython experiments/train.py -m stage={','.join(missing)} folder={run}"
         )
-    tables = {stage: run / stage / "curves.csv" for stage in STAGES}
-    rows = {stage: curves.read(table) for stage, table in tables.items()}
-    told = scores(notes, {stage: rows[stage][-1]["seconds"] for stage in STAGES})
-    files = {f"{stage}.csv": table.read_bytes() for stage, table in tables.items()}
-    write(page, files | {"curves.svg": training_figure(rows), "scores.md": told.encode()})
-    print(told)
+    files = {stage: run / stage / "curves.csv" for stage in STAGES}
+    rows = {stage: curves.read(file) for stage, file in files.items()}
+    table = scores(notes, {stage: rows[stage][-1]["seconds"] for stage in STAGES})
+    copies = {f"{stage}.csv": file.read_bytes() for stage, file in files.items()}
+    write(page, copies | {"curves.svg": training_figure(rows), "scores.md": table.encode()})
+    print(table)
 
 
 def scores(notes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> str:
@@ -44,10 +44,10 @@ def scores(notes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float])
     ]
     for stage, note in notes.items():
         config = note["config"]
-        told = ", ".join(f"{name} {value:.4g}" for name, value in note["scores"].items())
+        values = ", ".join(f"{name} {value:.4g}" for name, value in note["scores"].items())
         lines.append(
             f"| {stage} | {config['steps']} x {config['batch']} | {config['seed']} | "
-            f"{note['device']} | {seconds[stage]:.0f} | {told} |"
+            f"{note['device']} | {seconds[stage]:.0f} | {values} |"
         )
     return "\n".join(lines) + "\n"
 

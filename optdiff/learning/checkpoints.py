@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 3):
         self.folder, self._keep = Path(folder).absolute(), keep
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._held: int | None = None  # what was read or written last
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._landing: Future | None = None
         if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for half in (*self.folder.glob("*.new"), *self.folder.glob("*.orbax-checkpoint-tmp*")):
                 shutil.rmtree(half)
 
@@ -160,9 +161,9 @@ def _fault(checkpoint: Path) -> str:
         lines, now = (checkpoint / DIGESTS).read_text().splitlines(), dict(_digests(checkpoint))
     except (OSError, ValueError) as error:
         return str(error)
-    asked = (line.partition("  ") for line in lines)
-    return next((f"{name!r} is not what was written" for digest, _, name in asked
-                 if now.get(name) != digest), "")  # fmt: skip
+    written = (line.partition("  ")[::2] for line in lines)
+    others = (name for digest, name in written if now.get(name) != digest)
+    return "".join(f"{name!r} is not what was written" for name in islice(others, 1))
 
 
 def _check(checkpoint: Path) -> None:

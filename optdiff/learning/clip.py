@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from optdiff.keys import seed_key
 from optdiff.learning.task import Task
 from optdiff.nn.checkpoint import save_module
 from optdiff.nn.clip.config import CLIPConfig
@@ -40,9 +41,9 @@ def contrastive(
       batch: `images` in [0, 1] and the `ids` of their captions.
       key: unused; nothing is drawn.
     """
-    found = clip.module()(batch["ids"], to_clip(batch["images"]))
+    answer = clip.module()(batch["ids"], to_clip(batch["images"]))
     scale = jnp.minimum(jnp.exp(clip.weights["logit_scale"]), MOST_SCALE)
-    logits = scale * found.image_features @ found.text_features.T
+    logits = scale * answer.image_features @ answer.text_features.T
     own = jnp.arange(len(logits))
     loss = optax.softmax_cross_entropy_with_integer_labels
     both = (loss(logits, own).mean() + loss(logits.T, own).mean()) / 2.0
@@ -58,38 +59,33 @@ def task(
     seed: int,
     dtype: str = "float32",
     scored: int = 64,
-    batch: int,
-    host: int = 0,
-    hosts: int = 1,
 ) -> Task:
     """CLIP to learn.
 
     Args:
-      data: `data(tokenize=..., seed=..., batch=..., host=..., hosts=...)` is a stream of images
-        and ids.
-      held_out: likewise, of pictures to be scored on.
+      data: `data(tokenize=...)` is a stream of images and ids.
+      held_out: `held_out(batch=..., tokenize=...)` likewise, of pictures to be scored on.
       config: what a `config.json` of transformers' CLIPModel holds; the vocabulary's size
         and special ids come from the tokenizer.
       tokenizer: from `optdiff.nn.clip.bpe` or a checkpoint.
-      seed: of the first weights and of the stream.
+      seed: of the first weights.
       dtype: what to compute in; weights are float32.
       scored: sets of `CANDIDATES` held-out pictures that scores are measured on.
-      batch, host, hosts: examples that an update sees, and which share this process reads.
     """
     geometry = CLIPConfig.from_dict(_with_words(config, tokenizer))
     tokenize = padded(tokenizer, geometry.text.max_position_embeddings)
-    clip = CLIP(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
-    unseen = held_out(batch=16 * CANDIDATES, tokenize=tokenize, seed=seed)
+    clip = CLIP(geometry, rngs=nnx.Rngs(seed_key(seed)), dtype=jnp.dtype(dtype))
+    unseen = held_out(batch=16 * CANDIDATES, tokenize=tokenize)
 
     def scores(learned: Network) -> dict[str, float]:
         position, shares = unseen.start, []
         for _ in range(scored):
             if len(shares) >= scored:
                 break
-            shown, position = unseen.read(position)
-            image, text = features(learned, shown["images"], shown["ids"])
+            batch, position = unseen.read(position)
+            image, text = features(learned, batch["images"], batch["ids"])
             # Apart by digit, ink and paper; where they are not known, by the caption itself.
-            about = shown["attributes"][:, :3] if "attributes" in shown else shown["ids"]
+            about = batch["attributes"][:, :3] if "attributes" in batch else batch["ids"]
             for chosen in sets_apart(np.asarray(about), CANDIDATES):
                 best = np.argmax(image[chosen] @ text[chosen].T, -1)
                 shares.append(np.mean(best == np.arange(CANDIDATES)))
@@ -105,7 +101,7 @@ def task(
         params=network(clip),
         frozen=None,
         loss=contrastive,
-        stream=data(tokenize=tokenize, seed=seed, batch=batch, host=host, hosts=hosts),
+        stream=data(tokenize=tokenize),
         scores=scores,
         pictures=None,
         save=save,
@@ -146,8 +142,8 @@ def features(
     clip: Network, images: Float[Array, "b h w c"], ids: Array
 ) -> tuple[Float[Array, "b p"], Float[Array, "b p"]]:
     """Images (in [0, 1]) and texts on the unit sphere."""
-    found = clip.module()(ids, to_clip(images))
-    return found.image_features, found.text_features
+    answer = clip.module()(ids, to_clip(images))
+    return answer.image_features, answer.text_features
 
 
 def sets_apart(about: Int[np.ndarray, "b n"], size: int) -> list[Int[np.ndarray, "_"]]:

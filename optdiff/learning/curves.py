@@ -91,12 +91,12 @@ class Curves:
             self._board.add_scalar(f"train/{name}", float(value), step)
         self._board.flush()
 
-    def watched(self, step: int, seen: Mapping[str, Any]) -> None:
+    def watched(self, step: int, values: Mapping[str, Any]) -> None:
         """What `watch` returned: numbers are a row of `scores.csv`, the rest are pictures."""
-        scores = {name: value for name, value in seen.items() if np.ndim(value) == 0}
+        scores = {name: value for name, value in values.items() if np.ndim(value) == 0}
         if scores:
             self._scores.append(step, scores)
-        for name, value in seen.items():
+        for name, value in values.items():
             if name in scores:
                 self._board.add_scalar(f"scores/{name}", float(value), step)
             else:

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from optdiff.keys import seed_key
 from optdiff.learning.task import Task
 from optdiff.nn.checkpoint import save_module
 from optdiff.nn.judge.model import Judge, JudgeConfig
@@ -60,46 +61,42 @@ def task(
     noise: float = 0.05,
     dtype: str = "float32",
     scored: int = 4096,
-    batch: int,
-    host: int = 0,
-    hosts: int = 1,
 ) -> Task:
     """The judge to learn.
 
     Args:
-      data: `data(seed=..., batch=..., host=..., hosts=...)` is a stream of captioned digits.
-      held_out: likewise, of pictures to be scored on.
+      data: `data()` is a stream of captioned digits.
+      held_out: `held_out(batch=...)` likewise, of pictures to be scored on.
       config: fields of `JudgeConfig`.
-      seed: of the first weights and of the stream.
+      seed: of the first weights.
       noise: see `classification`.
       dtype: unused; runs give it to all tasks, but the judge computes in float32 whatever the
         device does best, for its features define the metrics.
       scored: held-out images that scores are measured on.
-      batch, host, hosts: examples that an update sees, and which share this process reads.
 
     Raises:
       ValueError: if the data's batches have no `attributes`.
     """
     del dtype
     geometry = JudgeConfig.from_dict(config)
-    stream = data(seed=seed, batch=batch, host=host, hosts=hosts)
+    stream = data()
     if "attributes" not in stream.read(stream.start)[0]:
         raise ValueError(
             "a judge learns which digit, ink and paper images show, and nothing tells of these "
             "images: data=captioned_digits does"
         )
-    unseen = held_out(batch=scored, seed=seed)
+    unseen = held_out(batch=scored)
 
     def scores(judge: Network) -> dict[str, float]:
-        shown, _ = unseen.read(unseen.start)
-        verdict = judged(judge, shown["images"])
-        return {f"{k}_accuracy": v for k, v in accuracies(verdict, shown["attributes"]).items()}
+        batch, _ = unseen.read(unseen.start)
+        answers = judged(judge, batch["images"])
+        return {f"{k}_accuracy": v for k, v in accuracies(answers, batch["attributes"]).items()}
 
     def save(judge: Network, path: Path) -> None:
         save_module(path, judge.module())
 
     return Task(
-        params=network(Judge(geometry, rngs=nnx.Rngs(seed))),
+        params=network(Judge(geometry, rngs=nnx.Rngs(seed_key(seed)))),
         frozen=None,
         loss=partial(classification, noise=noise),
         stream=stream,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from optdiff.learning.checkpoints import Checkpoints
 from optdiff.learning.interruption import Interrupted, ResumeError, Wish
@@ -31,7 +31,7 @@ from optdiff.learning.layouts import (
 )
 from optdiff.learning.prefetch import Prefetch
 from optdiff.learning.record import Record
-from optdiff.learning.step import State, initial_state, step_function
+from optdiff.learning.step import Advance, State, initial_state, step_function
 from optdiff.learning.task import Loss
 from optdiff.types import Stream
 
@@ -120,8 +120,7 @@ def train(
     """
     mesh = all_devices() if mesh is None else mesh
     state = initial_state(params, optimizer, seed, mesh, layout)
-    places = shardings(layout, mesh, state)
-    advance = step_function(loss, optimizer, ema_decay, mesh, places)
+    advance = step_function(loss, optimizer, ema_decay, mesh, shardings(layout, mesh, state))
     position, intervals = stream.start, Intervals(log_every, save_every, watch_every)
     with ExitStack() as stack:
         wish = stack.enter_context(Wish())
@@ -129,22 +128,14 @@ def train(
         if folder is not None:
             checkpoints = stack.enter_context(Checkpoints(Path(folder) / "checkpoints", keep))
             state, position = _resumed(checkpoints, state, position)
-        step = int(state.step)
-        record = stack.enter_context(
-            Record(folder, checkpoints, step, position, steps, label, begun)
-        )
-        sizes = _sizes(step, steps, steps_per_call, intervals)
-        put = partial(over_devices, mesh)
-        calls = stack.enter_context(Prefetch(stream, position, sizes, accumulate, put))
+        first = int(state.step)
+        record = Record(folder, checkpoints, first, position, steps, label, begun)
+        sizes = _sizes(first, steps, steps_per_call, intervals)
+        calls = Prefetch(stream, position, sizes, accumulate, partial(over_devices, mesh))
+        record, calls = stack.enter_context(record), stack.enter_context(calls)
         good, frozen = everywhere(mesh, (jnp.array(True), frozen))
-        flight = deque()
-        for call in calls:
-            state, good, metrics = advance(state, good, frozen, call.batches)
-            step += len(call.positions)
-            record.note(metrics, call.positions)
-            flight.append(metrics)
-            if len(flight) > IN_FLIGHT:
-                jax.block_until_ready(flight.popleft())
+        dispatched = _dispatched(advance, state, good, frozen, calls, record)
+        for state, good, step in dispatched:
             end = step == steps
             look = end or intervals.due(step)
             # Several processes agree at looks; one alone need not wait for the next.
@@ -158,6 +149,23 @@ def train(
             if watch is not None and (end or step % watch_every == 0):
                 record.watched(watch(whole(state.ema), step))
     return state
+
+
+def _dispatched(
+    advance: Advance, state: State, good: Array, frozen: PyTree, calls: Prefetch, record: Record
+) -> Iterator[tuple[State, Array, int]]:
+    """The state, whether all was well, and the step, as they will be after each call of the step
+    function: none of these is waited for, but one of `IN_FLIGHT` calls ago.
+    """
+    step, flight = int(state.step), deque()
+    for call in calls:
+        state, good, metrics = advance(state, good, frozen, call.batches)
+        step += len(call.positions)
+        record.note(metrics, call.positions)
+        flight.append(metrics)
+        if len(flight) > IN_FLIGHT:
+            jax.block_until_ready(flight.popleft())
+        yield state, good, step
 
 
 class Intervals(NamedTuple):
@@ -184,13 +192,13 @@ def _sizes(step: int, steps: int, most: int, intervals: Intervals) -> Iterator[i
 
 
 def _resumed(checkpoints: Checkpoints, state: State, position: Any) -> tuple[State, Any]:
-    """The newest checkpoint, or what was given if there is none."""
-    found = checkpoints.restore(state)
-    if found is None:
+    """The state and position of the newest checkpoint, or these if there is none."""
+    restored = checkpoints.restore(state)
+    if restored is None:
         return state, position
-    if not (jax.random.key_data(found[0].key) == jax.random.key_data(state.key)).all():
+    if not (jax.random.key_data(restored[0].key) == jax.random.key_data(state.key)).all():
         raise ResumeError(
             f"{checkpoints.folder} holds a run of another seed: give that seed to go on with it, "
             "or train into another folder"
         )
-    return found
+    return restored

@@ -86,10 +86,10 @@ class Record:
         if self._checkpoints is not None:
             self._checkpoints.save(state, self._position)
 
-    def watched(self, seen: Mapping[str, Any]) -> None:
+    def watched(self, values: Mapping[str, Any]) -> None:
         """Write what `watch` returned about the step that was looked at."""
         if self._curves is not None:
-            self._curves.watched(self._step, seen)
+            self._curves.watched(self._step, values)
 
     def farewell(self, signum: int) -> str:
         """Tell the user where the run stopped, once that is on disk, and how to go on."""

@@ -6,14 +6,17 @@ This file owns the state and the arithmetic. The loop around them, files and sig
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from optdiff.keys import seed_key
 from optdiff.learning.layouts import Layout, shardings
 from optdiff.learning.task import Loss
 
@@ -60,16 +63,15 @@ def initial_state(
 ) -> State:
     """The state before the first step, in memory of its own, laid out on the mesh."""
 
-    def initial(params):
+    def initial(params, key):
         copy = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731
-        return State(
-            jnp.zeros((), jnp.int32), copy(), optimizer.init(params), copy(), jax.random.key(seed)
-        )
+        step, key = jnp.zeros((), jnp.int32), jax.random.wrap_key_data(key)
+        return State(step, copy(), optimizer.init(params), copy(), key)
 
     # From the host, so that each process of several brings the same numbers for all.
-    params = jax.device_get(params)
-    places = shardings(layout, mesh, jax.eval_shape(initial, params))
-    return jax.jit(initial, out_shardings=places)(params)
+    params, key = jax.device_get(params), jax.random.key_data(seed_key(seed))
+    places = shardings(layout, mesh, jax.eval_shape(initial, params, key))
+    return jax.jit(initial, out_shardings=places)(params, np.asarray(key))
 
 
 def step_function(
@@ -88,7 +90,7 @@ def step_function(
 
     Args:
       loss: what to minimize.
-      optimizer: takes the gradient; is told `value`, `grad` and `value_fn` if it asks.
+      optimizer: takes the gradient, and `value`, `grad` and `value_fn` if it asks for them.
       decay: of the average, see `ema_decay`.
       mesh: the devices.
       places: shardings of the state.
@@ -99,49 +101,57 @@ def step_function(
     """
     optimizer = optax.with_extra_args_support(optimizer)
     whole = NamedSharding(mesh, PartitionSpec())
+    gradient = partial(_gradient, loss, whole, places.params)
+    update = partial(_update, optimizer, decay)
 
-    def update(state, good, frozen, batch):
-        key = jax.random.fold_in(state.key, state.step)
-        params = jax.lax.with_sharding_constraint(state.params, whole)
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, metrics), grad = _over_parts(
-            lambda part, key: gradient(params, frozen, part, key), batch, key
-        )
-        grad = jax.lax.with_sharding_constraint(grad, places.params)
-        dparams, opt_state = optimizer.update(
-            grad,
-            state.opt_state,
-            state.params,
-            value=value,
-            grad=grad,
-            value_fn=lambda params: _over_parts(
-                lambda part, key: loss(params, frozen, part, key)[0], batch, key
-            ),
-        )
-        norm = optax.tree.norm(grad)
-        good &= jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(dparams))
-        params = optax.apply_updates(state.params, dparams)
-        ema = params
-        if decay:  # with 0 the sum below rounds by itself, where XLA fuses the update into it
-            d = ema_decay(decay, state.step)
-            ema = jax.tree.map(lambda e, p: p + d.astype(p.dtype) * (e - p), state.ema, params)
-        new = State(state.step + 1, params, opt_state, ema, state.key)
+    def body(frozen, carry, batch):
+        state, good = carry
+        value_fn, value, metrics, grad = gradient(state, frozen, batch)
+        state, good, norm = update(state, good, value_fn, value, grad)
         metrics = {"loss": value, "grad_norm": norm, **metrics}
-        return jax.tree.map(lambda a, b: _where(good, a, b), new, state), good, metrics
+        return (state, good), jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
     def advance(state, good, frozen, batches):
-        def body(carry, batch):
-            state, good, metrics = update(*carry, frozen, batch)
-            return (state, good), jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
-
+        step, carry = partial(body, frozen), (state, good)
         # One step is no scan: XLA's CPU programs are slower inside loops.
         if len(jax.tree.leaves(batches)[0]) == 1:
-            carry, metrics = body((state, good), jax.tree.map(lambda x: x[0], batches))
+            carry, metrics = step(carry, jax.tree.map(lambda x: x[0], batches))
             return *carry, jax.tree.map(lambda x: x[None], metrics)
-        carry, metrics = jax.lax.scan(body, (state, good), batches)
+        carry, metrics = jax.lax.scan(step, carry, batches)
         return *carry, metrics
 
     return jax.jit(advance, donate_argnums=0, out_shardings=(places, whole, whole))
+
+
+def _gradient(loss, whole, places, state, frozen, batch):
+    """The loss of a step as a function of the parameters, its value and metrics, its gradient."""
+    key = jax.random.fold_in(state.key, state.step)
+    params = jax.lax.with_sharding_constraint(state.params, whole)
+    of_part = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grad = _over_parts(
+        lambda part, key: of_part(params, frozen, part, key), batch, key
+    )
+
+    def value_fn(params):
+        return _over_parts(lambda part, key: loss(params, frozen, part, key)[0], batch, key)
+
+    return value_fn, value, metrics, jax.lax.with_sharding_constraint(grad, places)
+
+
+def _update(optimizer, decay, state, good, value_fn, value, grad):
+    """The state after a step if all was well and is, else as it was; whether it is; the norm."""
+    dparams, opt_state = optimizer.update(
+        grad, state.opt_state, state.params, value=value, grad=grad, value_fn=value_fn
+    )
+    norm = optax.tree.norm(grad)
+    good &= jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(dparams))
+    params = optax.apply_updates(state.params, dparams)
+    ema = params
+    if decay:  # with 0 the sum below rounds by itself, where XLA fuses the update into it
+        d = ema_decay(decay, state.step)
+        ema = jax.tree.map(lambda e, p: p + d.astype(p.dtype) * (e - p), state.ema, params)
+    new = State(state.step + 1, params, opt_state, ema, state.key)
+    return jax.tree.map(lambda a, b: _where(good, a, b), new, state), good, norm
 
 
 def _over_parts(function, batch, key):

@@ -1,9 +1,9 @@
 """Learning the denoiser: what was the noise (or the data, or anything between) in noisy latents?
 
 The autoencoder and the text encoder were learned before and are frozen. What is predicted, at which
-levels, how wrong an answer is, and whether the network is told the level at all: each is an
-argument. What is predicted and told stands in the scheduler's config, which is saved with the
-weights, so that those who sample read what was trained.
+levels, how wrong an answer is, and whether the network sees the level at all: each is an argument.
+What is predicted, and whether from the level, stands in the scheduler's config, which is saved with
+the weights, so that those who sample read what was trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from optdiff.denoisers import Scaling, ScalingFn, from_scheduler_config
-from optdiff.learning.clip import padded
+from optdiff.keys import seed_key
+from optdiff.learning.clip import padded, text_encoder
 from optdiff.learning.distances import Distance, squared
 from optdiff.learning.noise_levels import NoiseLevels, uniform_time
 from optdiff.learning.precision import cast
-from optdiff.learning.task import Task
+from optdiff.learning.task import Loss, Task
 from optdiff.learning.vae import perceived
 from optdiff.nn.checkpoint import Pipeline, save
 from optdiff.nn.network import Network, network
@@ -62,7 +63,7 @@ def denoising(
       batch: `images` in [0, 1], the `ids` of their captions.
       key: draws levels, noise and which captions are dropped.
       schedule: the levels to be trained on.
-      scaling: what the network predicts and is told, see `denoisers`.
+      scaling: what the network predicts, and sees of the level: see `denoisers`.
       levels: the distribution of sigma.
       distance: between answer and target.
       perceptual: weight of the distance between CLIP's features of the decoded denoised latents
@@ -81,13 +82,13 @@ def denoising(
     c = Scaling(*(expand(value, x) for value in coefficients))
     answer = unet.module()(c.c_in * x, coefficients.c_noise, context)
     loss = distance(answer, (x0 - c.c_skip * x) / c.c_out)
-    seen = {"distance": loss}
+    metrics = {"distance": loss}
     if perceptual:
         vae = teachers.vae.module()
         denoised = vae.decode(c.c_skip * x + c.c_out * answer)
-        seen["perceptual"] = perceived(teachers.clip, denoised, vae.decode(x0))
-        loss += perceptual * seen["perceptual"]
-    return loss, seen
+        metrics["perceptual"] = perceived(teachers.clip, denoised, vae.decode(x0))
+        loss += perceptual * metrics["perceptual"]
+    return loss, metrics
 
 
 def task(
@@ -95,10 +96,9 @@ def task(
     data: Callable[..., Stream],
     held_out: Callable[..., Stream],
     config: dict[str, Any],
-    vae: nnx.Module,
-    clip: nnx.Module,
-    text_encoder: nnx.Module,
     tokenizer: Any,
+    clip: nnx.Module,
+    vae: nnx.Module,
     scheduler: Mapping[str, Any],
     seed: int,
     levels: NoiseLevels = uniform_time,
@@ -108,69 +108,64 @@ def task(
     dtype: str = "float32",
     scored: int = 2048,
     pictures: Callable[[Pipeline], Any] | None = None,
-    batch: int,
-    host: int = 0,
-    hosts: int = 1,
 ) -> Task:
     """The denoiser to learn.
 
     Args:
-      data: `data(tokenize=..., seed=..., batch=..., host=..., hosts=...)` is a stream of images
-        and ids.
-      held_out: likewise, of pictures to be scored on.
+      data: `data(tokenize=...)` is a stream of images and ids.
+      held_out: `held_out(batch=..., tokenize=...)` likewise, of pictures to be scored on.
       config: fields of diffusers' UNet2DConditionModel; channels, size and the context's width
-        come from the autoencoder and the text encoder.
-      vae, clip, text_encoder, tokenizer: learned before.
+        come from the autoencoder and CLIP.
+      tokenizer, clip, vae: learned before; CLIP's text tower is the text encoder.
       scheduler: the `scheduler_config.json` to be saved with the weights. It says which levels are
-        trained on, and what is predicted and told at them: see `denoisers.from_scheduler_config`.
-      seed: of the first weights and of the stream.
+        trained on, what is predicted and from what: see `denoisers.from_scheduler_config`.
+      seed: of the first weights.
       levels, distance, perceptual, dropout: see `denoising`.
       dtype: what to compute in; weights that learn or are saved are float32.
       scored: held-out images that the loss is measured on.
-      pictures: makes pictures of a pipeline, to be seen while it learns.
-      batch, host, hosts: examples that an update sees, and which share this process reads.
+      pictures: makes pictures of a pipeline, to look at while it learns.
     """
-    width, channels = text_encoder.config.hidden_size, vae.config.latent_channels
-    settled = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
-    settled["sample_size"] = vae.config.sample_size >> (len(vae.config.block_out_channels) - 1)
-    geometry = UNetConfig.from_dict(config | settled)
-    unet = UNet(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
-    tokenize = padded(tokenizer, text_encoder.config.max_position_embeddings)
-    teachers = Teachers(
-        network(vae),
-        network(text_encoder),
-        jnp.asarray(tokenize([""])),
-        network(clip) if perceptual else None,
-    )
-    teachers = cast(teachers, jnp.dtype(dtype))
+    encoder, precision = text_encoder(clip), jnp.dtype(dtype)
+    tokenize = padded(tokenizer, encoder.config.max_position_embeddings)
+    blank, judge = jnp.asarray(tokenize([""])), network(clip) if perceptual else None
+    teachers = cast(Teachers(network(vae), network(encoder), blank, judge), precision)
     schedule, scaling = from_scheduler_config(scheduler)
+    options = {"levels": levels, "distance": distance, "perceptual": perceptual}
+    loss = partial(denoising, schedule=schedule, scaling=scaling, dropout=dropout, **options)
+    unet = UNet(_geometry(config, vae, encoder), rngs=nnx.Rngs(seed_key(seed)), dtype=precision)
     if scheduler.get("time_conditioning"):  # what everybody expects; diffusers warns of the field
         scheduler = {k: v for k, v in scheduler.items() if k != "time_conditioning"}
-    loss = partial(
-        denoising,
-        schedule=schedule,
-        scaling=scaling,
-        levels=levels,
-        distance=distance,
-        perceptual=perceptual,
-        dropout=dropout,
-    )
-    unseen = held_out(batch=scored, tokenize=tokenize, seed=seed)
-    measure = jax.jit(loss)
-
-    def scores(learned: Network) -> dict[str, float]:
-        shown, _ = unseen.read(unseen.start)
-        return {"held_out_loss": float(measure(learned, teachers, shown, jax.random.key(0))[0])}
 
     def pipeline(learned: Network) -> Pipeline:
-        return Pipeline(learned.module(), vae, (text_encoder,), (tokenizer,), scheduler)
+        return Pipeline(learned.module(), vae, (encoder,), (tokenizer,), scheduler)
 
     return Task(
         params=network(unet),
         frozen=teachers,
         loss=loss,
-        stream=data(tokenize=tokenize, seed=seed, batch=batch, host=host, hosts=hosts),
-        scores=scores,
+        stream=data(tokenize=tokenize),
+        scores=_scores(loss, teachers, held_out(batch=scored, tokenize=tokenize)),
         pictures=None if pictures is None else lambda learned: pictures(pipeline(learned)),
         save=lambda learned, path: save(path, pipeline(learned)),
     )
+
+
+def _geometry(config: dict[str, Any], vae: nnx.Module, encoder: nnx.Module) -> UNetConfig:
+    """A UNet's config with what the networks around it settle."""
+    width, channels = encoder.config.hidden_size, vae.config.latent_channels
+    settled = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": width}
+    settled["sample_size"] = vae.config.sample_size >> (len(vae.config.block_out_channels) - 1)
+    return UNetConfig.from_dict(config | settled)
+
+
+def _scores(
+    loss: Loss, teachers: Teachers, held_out: Stream
+) -> Callable[[Network], dict[str, float]]:
+    """The loss on a batch that nothing learns from, always with the same noise."""
+    measure = jax.jit(loss)
+
+    def scores(learned: Network) -> dict[str, float]:
+        batch, _ = held_out.read(held_out.start)
+        return {"held_out_loss": float(measure(learned, teachers, batch, jax.random.key(0))[0])}
+
+    return scores

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from optdiff.keys import seed_key
 from optdiff.learning.distances import Distance, absolute
 from optdiff.learning.task import Task
 from optdiff.nn.checkpoint import save_module
@@ -55,11 +56,12 @@ def autoencoding(
     rebuilt = distance(again, images)
     divergence = jnp.mean(mean**2 + std**2 - 1.0 - 2.0 * jnp.log(std)) / 2.0
     loss = rebuilt + kl * divergence
-    seen = {"distance": rebuilt, "kl": divergence, "std": std.mean(), "psnr": _psnr(again, images)}
+    psnr = _psnr(again, images)
+    metrics = {"distance": rebuilt, "kl": divergence, "std": std.mean(), "psnr": psnr}
     if perceptual:
-        seen["perceptual"] = perceived(clip, again, images)
-        loss += perceptual * seen["perceptual"]
-    return loss, seen
+        metrics["perceptual"] = perceived(clip, again, images)
+        loss += perceptual * metrics["perceptual"]
+    return loss, metrics
 
 
 def perceived(
@@ -69,12 +71,12 @@ def perceived(
     hidden states, each token scaled to unit length (arXiv 1801.03924, equation 1, our features).
     """
     vision = clip.module().vision
-    told = (vision(to_clip(image / 2.0 + 0.5)).hidden_states for image in (a, b))
+    states = (vision(to_clip(image / 2.0 + 0.5)).hidden_states for image in (a, b))
 
     def unit(x):
         return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
 
-    apart = [jnp.mean(jnp.sum((unit(x) - unit(y)) ** 2, -1)) for x, y in zip(*told, strict=True)]
+    apart = [jnp.mean(jnp.sum((unit(x) - unit(y)) ** 2, -1)) for x, y in zip(*states, strict=True)]
     return sum(apart) / len(apart)
 
 
@@ -90,63 +92,61 @@ def task(
     perceptual: float = 0.0,
     dtype: str = "float32",
     scored: int = 1024,
-    batch: int,
-    host: int = 0,
-    hosts: int = 1,
 ) -> Task:
     """The autoencoder to learn.
 
     Args:
-      data: `data(seed=..., batch=..., host=..., hosts=...)` is a stream of images.
-      held_out: likewise, of images to be scored on.
+      data: `data()` is a stream of images, of which `seed`, `batch`, `host` and `hosts` make
+        another.
+      held_out: `held_out(batch=...)` is one of images to be scored on.
       config: fields of diffusers' AutoencoderKL; the scaling factor is measured at the end.
-      seed: of the first weights and of the stream.
+      seed: of the first weights.
       clip: learned before; needed for the perceptual term only.
       distance, kl, perceptual: see `autoencoding`.
       dtype: what to compute in; weights are float32.
-      scored: held-out images that scores and the latents' scale are measured on.
-      batch, host, hosts: examples that an update sees, and which share this process reads.
+      scored: images that scores and the latents' scale are measured on.
     """
     if perceptual and clip is None:
         raise ValueError(f"perceptual = {perceptual}, but there is no CLIP whose features to take")
     geometry = VAEConfig.from_dict(config | {"scaling_factor": 1.0})
-    vae = VAE(geometry, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
-    unseen = held_out(batch=scored, seed=seed)
+    vae = VAE(geometry, rngs=nnx.Rngs(seed_key(seed)), dtype=jnp.dtype(dtype))
+    unseen = held_out(batch=scored)
 
     def scores(learned: Network) -> dict[str, float]:
-        shown, _ = unseen.read(unseen.start)
-        again, latents = _rebuild(learned, shown["images"])
+        images = _first(unseen)
+        again, latents = _rebuild(learned, images)
         return {
-            "psnr": float(_psnr(again, 2.0 * shown["images"] - 1.0)),
+            "psnr": float(_psnr(again, 2.0 * images - 1.0)),
             "latent_std": float(jnp.std(latents)),
-            "compression": shown["images"].size / latents.size,
+            "compression": images.size / latents.size,
         }
 
     def pictures(learned: Network) -> np.ndarray:
-        shown, _ = unseen.read(unseen.start)
-        images = shown["images"][:32]
+        images = _first(unseen)[:32]
         again = jnp.clip(_rebuild(learned, images)[0] / 2.0 + 0.5, 0.0, 1.0)
         return np.stack([images, again], 1).reshape(-1, *images.shape[1:])
 
     def save(learned: Network, path: Path) -> None:
-        seen = data(batch=scored, seed=seed + 1)  # as the generator will see them
-        shown, _ = seen.read(seen.start)
-        _, latents = _rebuild(learned, shown["images"])
-        module = learned.module()
-        module.config = dataclasses.replace(
-            geometry, scaling_factor=round(float(1.0 / jnp.std(latents)), 6)
-        )
+        # As the generator will see them, and all of them, whichever process this is.
+        _, latents = _rebuild(learned, _first(data(batch=scored, seed=seed + 1, host=0, hosts=1)))
+        module, scale = learned.module(), round(float(1.0 / jnp.std(latents)), 6)
+        module.config = dataclasses.replace(geometry, scaling_factor=scale)
         save_module(path, module)
 
     return Task(
         params=network(vae),
         frozen=None if clip is None else network(clip),
         loss=partial(autoencoding, distance=distance, kl=kl, perceptual=perceptual),
-        stream=data(seed=seed, batch=batch, host=host, hosts=hosts),
+        stream=data(),
         scores=scores,
         pictures=pictures,
         save=save,
     )
+
+
+def _first(stream: Stream) -> Float[Array | np.ndarray, "b h w c"]:
+    """The images of a stream's first batch."""
+    return stream.read(stream.start)[0]["images"]
 
 
 @jax.jit

@@ -33,9 +33,11 @@ BATCH = 4
 KEY = jax.random.key(5)
 
 
-def told(stage):
+def conf(stage):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return _training.told(stage, {"preset": "small", "batch": BATCH, "optimizer": "adamw"})
+        return _training.training_config(
+            stage, {"preset": "small", "batch": BATCH, "optimizer": "adamw"}
+        )
 
 
 def drawn(config):
@@ -60,7 +62,7 @@ def drawn(config):
 @pytest.mark.parametrize("stage", ["unet", "vae", "clip"])
 def test_both_sides_learn_from_the_same_loss(stage, tmp_path):
     """Of the shipped weights, on the same batch and what was drawn with it."""
-    config = told(stage)
+    config = conf(stage)
     task = assemble(config, parts(config))
     task = task._replace(params=network(load_module(SHIPPED / stage)))
     batch, _ = task.stream.read(task.stream.start)
@@ -70,9 +72,9 @@ def test_both_sides_learn_from_the_same_loss(stage, tmp_path):
     job = {"config": config, "folder": str(tmp_path), "variant": "channels_last"}
     draws = {k: torch.from_numpy(np.array(v)) for k, v in drawn(config).items()}
     with torch.no_grad():
-        found = theirs.PARTS[stage](job).loss(draws)
+        loss = theirs.PARTS[stage](job).loss(draws)
     assert np.isfinite(expected)
-    np.testing.assert_allclose(found.item(), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-4)
 
 
 @pytest.mark.slow

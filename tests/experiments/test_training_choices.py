@@ -26,7 +26,7 @@ from optdiff.problems.captioned_digits import SHIPPED
 ROOT = Path(__file__).parents[2]
 
 
-def told(*choices):
+def conf(*choices):
     """The configuration of train.py."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["folder=run", *choices])
@@ -41,11 +41,11 @@ def names(group):
 
 @pytest.mark.parametrize("preset", names("preset"))
 def test_by_default_the_shipped_recipe(preset):
-    given = told("stage=unet", f"preset={preset}")["task"]
+    task = conf("stage=unet", f"preset={preset}")["task"]
     shipped = json.loads((SHIPPED / "scheduler" / "scheduler_config.json").read_text())
-    assert given["scheduler"] == shipped | {"time_conditioning": True}
-    assert build(given["levels"]).func is noise_levels.uniform_time
-    assert given["perceptual"] == 0.0 and "distance" not in given  # the task's own, squared
+    assert task["scheduler"] == shipped | {"time_conditioning": True}
+    assert build(task["levels"]).func is noise_levels.uniform_time
+    assert task["perceptual"] == 0.0 and "distance" not in task  # the task's own, squared
 
 
 @pytest.mark.parametrize("preset", names("preset"))
@@ -53,32 +53,32 @@ def test_by_default_the_shipped_recipe(preset):
 @pytest.mark.parametrize("name", names("distance"))
 def test_any_distance_is_for_the_stage_that_compares(name, stage, preset):
     choices = f"preset={preset}", f"distance={name}", "perceptual=0.3"
-    given = told(f"stage={stage}", *choices)["task"]
-    assert build(given["distance"]).func is getattr(distances, name)
-    assert given["perceptual"] == 0.3
-    assert told("stage=judge", *choices)["task"] == told("stage=judge", f"preset={preset}")["task"]
+    task = conf(f"stage={stage}", *choices)["task"]
+    assert build(task["distance"]).func is getattr(distances, name)
+    assert task["perceptual"] == 0.3
+    assert conf("stage=judge", *choices)["task"] == conf("stage=judge", f"preset={preset}")["task"]
 
 
 @pytest.mark.parametrize("name", names("levels"))
 def test_any_levels_are_the_unets(name):
-    levels = build(told("stage=unet", "preset=gpu", f"levels={name}")["task"]["levels"])
+    levels = build(conf("stage=unet", "preset=gpu", f"levels={name}")["task"]["levels"])
     assert levels.func is getattr(noise_levels, name)
 
 
 def test_options_reach_what_they_are_of():
-    given = told(
+    task = conf(
         "stage=unet", "distance=pseudo_huber", "distance.c=2.0", "levels=log_normal",
         "levels.mean=1.0", "levels.std=0.0", "parameterization=edm", "parameterization.sigma_max=9",
         "parameterization.time_conditioning=false",
     )["task"]  # fmt: skip
     a, b = jnp.full((1, 1), 3.0), jnp.zeros((1, 1))
     np.testing.assert_allclose(
-        build(given["distance"])(a, b), distances.pseudo_huber(a, b, c=2.0), rtol=1e-6
+        build(task["distance"])(a, b), distances.pseudo_huber(a, b, c=2.0), rtol=1e-6
     )
-    drawn = build(given["levels"])(variance_exploding(), jax.random.key(0), 4)
+    drawn = build(task["levels"])(variance_exploding(), jax.random.key(0), 4)
     np.testing.assert_allclose(drawn, np.e, rtol=1e-6)
-    assert given["scheduler"]["sigma_max"] == 9
-    assert given["scheduler"]["time_conditioning"] is False
+    assert task["scheduler"]["sigma_max"] == 9
+    assert task["scheduler"]["time_conditioning"] is False
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_stage_computes_in_bfloat16_and_keeps_its_weights_in_float32(stage):
     ]
 
     def made(dtype):
-        config = told(f"stage={stage}", "batch=8", f"dtype={dtype}", *small)
+        config = conf(f"stage={stage}", "batch=8", f"dtype={dtype}", *small)
         task = train.assemble(config, parts(config))
         batch, _ = task.stream.read(0)
         arguments = task.params, task.frozen, batch, jax.random.key(0)
@@ -129,12 +129,8 @@ def test_a_model_of_other_choices_is_trained_and_sampled_by_them(tmp_path):
     assert (unet / "pictures/000002.png").exists()
     assert "perceptual" in (unet / "curves.csv").read_text().splitlines()[0]
     saved = json.loads((unet / "model/scheduler/scheduler_config.json").read_text())
-    assert (
-        saved
-        == told("stage=unet", "parameterization=edm", "parameterization.time_conditioning=false")[
-            "task"
-        ]["scheduler"]
-    )
+    choices = "parameterization=edm", "parameterization.time_conditioning=false"
+    assert saved == conf("stage=unet", *choices)["task"]["scheduler"]
     run(
         "generate.py", tmp_path, f"problem.path={unet}/model", "prompt=a red 7", "nfe=3", "out=made"
     )

@@ -24,7 +24,7 @@ from optdiff.problems.captioned_digits import SHIPPED
 ROOT = Path(__file__).parents[2]
 
 
-def told(folder, *choices):
+def conf(folder, *choices):
     """The configuration of train.py."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", [f"folder={folder}", *choices])
@@ -33,7 +33,7 @@ def told(folder, *choices):
 
 def noted(folder, *choices, learned=True):
     """Write the note of a run that has learned something, and return it."""
-    config = told(folder, *choices)
+    config = conf(folder, *choices)
     place = folder / config["stage"]
     note = _note.begin(place, config, {}, "a device")
     _note.write(place, note)
@@ -44,12 +44,12 @@ def noted(folder, *choices, learned=True):
 
 def test_a_folder_that_has_learned_nothing_is_anybodys(tmp_path):
     place, _ = noted(tmp_path, "stage=judge", learned=False)
-    assert _note.begin(place, told(tmp_path, "stage=judge", "seed=1"), {}, "a device")
+    assert _note.begin(place, conf(tmp_path, "stage=judge", "seed=1"), {}, "a device")
 
 
 def test_another_run_is_named_by_what_differs(tmp_path):
     place, _ = noted(tmp_path, "stage=judge")
-    other = told(tmp_path, "stage=judge", "steps=7", "rate=0.5", "log_every=3")
+    other = conf(tmp_path, "stage=judge", "steps=7", "rate=0.5", "log_every=3")
     said = r"learning_rate\.peak was 0\.002 and is 0\.5; .*; steps was 2000 and is 7\. .*resume=any"
     with pytest.raises(ConfigError, match=said) as caught:
         _note.begin(place, other, {}, "a device")
@@ -67,7 +67,7 @@ def test_another_run_is_named_by_what_differs(tmp_path):
 def test_no_run_goes_on_with_other_random_numbers_or_other_positions(other, said, tmp_path):
     place, _ = noted(tmp_path, "stage=judge")
     with pytest.raises(ConfigError, match=said) as caught:
-        _note.begin(place, told(tmp_path, "stage=judge", other, "resume=any"), {}, "a device")
+        _note.begin(place, conf(tmp_path, "stage=judge", other, "resume=any"), {}, "a device")
     assert "resume=any" not in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_a_finished_run_is_the_same_however_it_is_asked_for(tmp_path):
     place, note = noted(tmp_path, "stage=judge")
     _note.write(place, note | {"scores": {"digit_accuracy": 1.0}})
     how = "log_every=7", "parameterization=edm", "perceptual=1", "critics=[]", "+data.threads=4"
-    other = told(tmp_path, "stage=judge", *how)
+    other = conf(tmp_path, "stage=judge", *how)
     assert _note.begin(place, other, {}, "a device"), "its network has been taken away"
     (place / "model").mkdir()
     assert _note.begin(place, other, {}, "a device") is None
@@ -86,17 +86,17 @@ def test_a_network_that_is_gone_on_with_is_not_finished(tmp_path):
     (place / "model").mkdir()
     (place / "model/config.json").write_text((SHIPPED / "clip/config.json").read_text())
     with pytest.raises(ConfigError, match="clip is not finished"):
-        parts(told(tmp_path, "stage=unet"))
+        parts(conf(tmp_path, "stage=unet"))
     with pytest.raises(ConfigError, match="clip is not finished"):
-        parts(told("other", "stage=unet", f"parts_from={tmp_path}"))
+        parts(conf("other", "stage=unet", f"parts_from={tmp_path}"))
     _note.write(place, note | {"scores": {}})
-    assert parts(told(tmp_path, "stage=unet"))["clip"] == place / "model"
+    assert parts(conf(tmp_path, "stage=unet"))["clip"] == place / "model"
 
 
 def test_half_a_checkpoint_is_nothing_learned(tmp_path):
     place, _ = noted(tmp_path, "stage=judge", learned=False)
     (place / "checkpoints/7.orbax-checkpoint-tmp-1").mkdir(parents=True)
-    assert _note.begin(place, told(tmp_path, "stage=judge", "seed=1"), {}, "a device")
+    assert _note.begin(place, conf(tmp_path, "stage=judge", "seed=1"), {}, "a device")
 
 
 def stubbed(monkeypatch, folder, end):
@@ -127,7 +127,7 @@ def stubbed(monkeypatch, folder, end):
 
 def test_a_run_is_noted_when_it_begins_and_again_when_it_ends(tmp_path, monkeypatch):
     notes = stubbed(monkeypatch, tmp_path, end=lambda: None)
-    train.learn(told(tmp_path, "stage=vae", "rate=0.5"), tmp_path / "vae")
+    train.learn(conf(tmp_path, "stage=vae", "rate=0.5"), tmp_path / "vae")
     before, during = notes
     assert before is None and "scores" not in during
     assert during["config"]["optimizer"]["learning_rate"]["peak"] == 0.5
@@ -143,7 +143,7 @@ def test_a_refused_resumption_leaves_the_note(tmp_path, monkeypatch):
 
     stubbed(monkeypatch, tmp_path, end=refuse)
     with pytest.raises(ResumeError):
-        train.learn(told(tmp_path, "stage=vae", "rate=0.5", "resume=any"), place)
+        train.learn(conf(tmp_path, "stage=vae", "rate=0.5", "resume=any"), place)
     assert _note.read(place) == json.loads(json.dumps(note))
 
 
@@ -151,7 +151,7 @@ def test_a_tokenizer_is_begun_before_it_is_learned(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "assemble", lambda *_: seen.append(_note.read(tmp_path / "t")) or 1)
     with pytest.raises(TypeError):  # nobody made one
-        train.learn(told(tmp_path, "stage=tokenizer"), tmp_path / "t")
+        train.learn(conf(tmp_path, "stage=tokenizer"), tmp_path / "t")
     assert seen[0]["config"]["stage"] == "tokenizer"
 
 
@@ -159,10 +159,10 @@ def test_a_tokenizer_is_made_of_its_texts_alone(tmp_path):
     place, note = noted(tmp_path, "stage=tokenizer")
     (place / "model").mkdir()
     _note.write(place, note | {"scores": {"vocabulary": 7}})
-    same = told(tmp_path, "stage=tokenizer", "optimizer=adamw", "batch=7", "steps=20")
+    same = conf(tmp_path, "stage=tokenizer", "optimizer=adamw", "batch=7", "steps=20")
     assert _note.begin(place, same, {}, "a device") is None
     with pytest.raises(ConfigError, match=r"texts\.count was 20000 and is 7"):
-        _note.begin(place, told(tmp_path, "stage=tokenizer", "texts.count=7"), {}, "a device")
+        _note.begin(place, conf(tmp_path, "stage=tokenizer", "texts.count=7"), {}, "a device")
 
 
 def test_a_stage_starts_from_its_own_run_or_another_or_what_comes_with_optdiff(tmp_path):
@@ -172,29 +172,29 @@ def test_a_stage_starts_from_its_own_run_or_another_or_what_comes_with_optdiff(t
         part = place.parent.name
         (place / "config.json").write_text((SHIPPED / part / "config.json").read_text())
     shipped = {part: SHIPPED / part for part in ("tokenizer", "clip", "vae")}
-    assert parts(told(own, "stage=unet")) == shipped | {"vae": own / "vae/model"}
-    elsewhere = told(own, "stage=unet", f"parts_from={other}")
+    assert parts(conf(own, "stage=unet")) == shipped | {"vae": own / "vae/model"}
+    elsewhere = conf(own, "stage=unet", f"parts_from={other}")
     mixed = {"vae": own / "vae/model", "clip": other / "clip/model"}
     assert parts(elsewhere) == shipped | mixed
     with pytest.raises(ConfigError, match=r"parts_from = .*nowhere is no folder"):
-        parts(told(own, "stage=unet", f"parts_from={tmp_path}/nowhere"))
+        parts(conf(own, "stage=unet", f"parts_from={tmp_path}/nowhere"))
     assert critics(elsewhere) == {"clip": other / "clip/model", "judge": SHIPPED / "judge"}
-    assert parts(told(own, "stage=judge")) == critics(told(own, "stage=vae")) == {}
-    assert set(parts(told(own, "stage=vae", "perceptual=0.1"))) == {"clip"}
+    assert parts(conf(own, "stage=judge")) == critics(conf(own, "stage=vae")) == {}
+    assert set(parts(conf(own, "stage=vae", "perceptual=0.1"))) == {"clip"}
 
 
 def test_critics_and_parts_are_looked_for_before_anything_is_learned(tmp_path):
     noted(tmp_path, "stage=judge", learned=False)
     with pytest.raises(ConfigError, match="judge is not finished; go on with stage=judge first"):
-        train.learn(told(tmp_path, "stage=unet"), tmp_path / "unet")
+        train.learn(conf(tmp_path, "stage=unet"), tmp_path / "unet")
     assert not (tmp_path / "unet").exists()
     with pytest.raises(ConfigError, match=r"the clip in .* of 32 pixels, and preset.side is 64"):
-        train.learn(told("run", "preset=gpu", "stage=vae", "perceptual=1"), tmp_path / "vae")
+        train.learn(conf("run", "preset=gpu", "stage=vae", "perceptual=1"), tmp_path / "vae")
 
 
 @pytest.mark.parametrize("preset", ["small", "gpu"])
 def test_every_network_is_of_the_presets_images(preset):
-    of = {stage: told("run", f"preset={preset}", f"stage={stage}", "preset.side=48")["task"]
+    of = {stage: conf("run", f"preset={preset}", f"stage={stage}", "preset.side=48")["task"]
           for stage in ("judge", "clip", "vae")}  # fmt: skip
     assert of["judge"]["config"]["side"] == of["vae"]["config"]["sample_size"] == 48
     assert of["clip"]["config"]["vision_config"]["image_size"] == 48
@@ -204,20 +204,20 @@ def test_every_network_is_of_the_presets_images(preset):
 def test_counts_that_nothing_is_learned_by_are_refused_at_once(stage):
     choices = "steps=0", "log_every=0", "save_every=null", "watch_every=many", "seed=-1"
     with pytest.raises(ConfigError) as caught:
-        train.check_numbers(told("run", f"stage={stage}", *choices))
+        train.check_numbers(conf("run", f"stage={stage}", *choices))
     named = [line.split(" = ")[0] for line in str(caught.value).splitlines()]
     assert sorted(named) == ["log_every", "save_every", "seed", "steps", "watch_every"]
-    train.check_numbers(told("run", f"stage={stage}", "watch_every=null"))
+    train.check_numbers(conf("run", f"stage={stage}", "watch_every=null"))
 
 
 def test_a_tokenizer_takes_no_steps():
-    train.check_numbers(told("run", "stage=tokenizer"))
+    train.check_numbers(conf("run", "stage=tokenizer"))
 
 
 def test_data_that_is_not_there_is_said_in_one_line():
     choices = "data=image_folder", "data.path=nowhere", "held_out.path=nowhere"
     with pytest.raises(ConfigError, match=r"vae: no metadata\.jsonl in nowhere"):
-        train.assemble(told("run", "stage=vae", *choices), {})
+        train.assemble(conf("run", "stage=vae", *choices), {})
 
 
 def test_a_judge_is_not_learned_from_images_that_nothing_tells_of(tmp_path):
@@ -225,21 +225,21 @@ def test_a_judge_is_not_learned_from_images_that_nothing_tells_of(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "red"}')
     own = f"data.path={tmp_path}", f"held_out.path={tmp_path}", "batch=1"
     with pytest.raises(ConfigError, match="judge: a judge learns which digit"):
-        train.assemble(told("run", "stage=judge", "data=image_folder", *own), {})
+        train.assemble(conf("run", "stage=judge", "data=image_folder", *own), {})
 
 
 @pytest.mark.parametrize("stage", ["judge", "clip", "vae", "unet"])
 def test_an_option_that_no_task_takes_is_refused(stage):
-    config = told("run", f"stage={stage}", f"+preset.{stage}.task.scord=16")
+    config = conf("run", f"stage={stage}", f"+preset.{stage}.task.scord=16")
     with pytest.raises(ConfigError, match="no parameter 'scord'; did you mean 'scored'"):
         check_targets(config["task"], "task")
 
 
 def test_any_schedule_of_optax_is_a_few_words():
     schedule = "schedule=any", "schedule._target_=optax.constant_schedule", "+schedule.value=0.25"
-    given = told("run", "stage=vae", *schedule)["optimizer"]["learning_rate"]
-    assert given == {"_target_": "optax.constant_schedule", "value": 0.25}
-    usual = told("run", "stage=vae", "rate=0.5", "steps=7")["optimizer"]["learning_rate"]
+    rate = conf("run", "stage=vae", *schedule)["optimizer"]["learning_rate"]
+    assert rate == {"_target_": "optax.constant_schedule", "value": 0.25}
+    usual = conf("run", "stage=vae", "rate=0.5", "steps=7")["optimizer"]["learning_rate"]
     assert (usual["peak"], usual["steps"]) == (0.5, 7)
 
 
@@ -247,7 +247,7 @@ def test_own_data_are_shown_by_their_own_captions(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     lines = [json.dumps({"file_name": "a.png", "text": f"a zebra, {i}"}) for i in range(9)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    own = told("run", "stage=unet", "data=image_folder", f"data.path={tmp_path}", "held_out.path=x")
+    own = conf("run", "stage=unet", "data=image_folder", f"data.path={tmp_path}", "held_out.path=x")
     assert train.previews(own).keywords["prompts"] == [f"a zebra, {i}" for i in range(8)]
     assert train.previews(own | {"prompts": ["mine"]}).keywords["prompts"] == ["mine"]
-    assert train.previews(told("run", "stage=unet")).keywords["prompts"][0].startswith("a red")
+    assert train.previews(conf("run", "stage=unet")).keywords["prompts"][0].startswith("a red")

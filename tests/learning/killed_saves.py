@@ -37,11 +37,11 @@ def bits(state):
 def save_without_end(folder, say):
     """Go on from the newest checkpoint and save as fast as the disk takes it."""
     with Checkpoints(folder, keep=2) as checkpoints:
-        found = checkpoints.restore(large(0))
-        step = int(found[0].step) if found else 0
-        if found:
-            assert found[1] == {"step": step}
-            assert bits(found[0]) == bits(large(step))
+        restored = checkpoints.restore(large(0))
+        step = int(restored[0].step) if restored else 0
+        if restored:
+            assert restored[1] == {"step": step}
+            assert bits(restored[0]) == bits(large(step))
         say(f"restored {step}")
         while True:
             step += 1

@@ -72,20 +72,20 @@ def assert_same(one, other):
         assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _main(folder, steps, *options):
-    given = dict(option.split("=") for option in options)
-    host, hosts = int(given.pop("host", 0)), int(given.pop("hosts", 1))
+def _main(folder, steps, *arguments):
+    options = dict(argument.split("=") for argument in arguments)
+    host, hosts = int(options.pop("host", 0)), int(options.pop("hosts", 1))
     if hosts > 1:
-        jax.distributed.initialize(f"127.0.0.1:{given.pop('port')}", hosts, host)
-    pause, ask = float(given.pop("pause", 0)), int(given.pop("stop", -1))
+        jax.distributed.initialize(f"127.0.0.1:{options.pop('port')}", hosts, host)
+    pause, ask = float(options.pop("pause", 0)), int(options.pop("stop", -1))
 
     def read(count):
         time.sleep(pause)
         if count == ask:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    layout = partial(sharded, smallest=0) if given.pop("layout", "") == "sharded" else replicated
-    every = {name: int(value) for name, value in given.items()}
+    layout = partial(sharded, smallest=0) if options.pop("layout", "") == "sharded" else replicated
+    every = {name: int(value) for name, value in options.items()}
     state = run(folder, int(steps), stream=stream(ROWS, read, host, hosts), layout=layout, **every)
     if hosts == 1:
         np.savez(Path(folder) / "state.npz", *arrays(state))

@@ -32,7 +32,7 @@ class Whole(NamedTuple):
 
     state: State
     folder: str
-    given: dict
+    params: dict
     traced: int
     watched: list
 
@@ -49,10 +49,10 @@ def whole(tmp_path_factory):
         watched.append((step, jax.device_get(ema)))
         return {"score": step / 2, "picture": np.zeros((8, 8, 3), np.uint8)}
 
-    given = jax.tree.map(jnp.asarray, parameters())
+    params = jax.tree.map(jnp.asarray, parameters())
     every = {"log_every": 5, "save_every": 4, "watch_every": 12}
-    state = run(folder, 20, loss=counted, params=given, watch=watch, **every)
-    return Whole(state, folder, given, len(traced), watched)
+    state = run(folder, 20, loss=counted, params=params, watch=watch, **every)
+    return Whole(state, folder, params, len(traced), watched)
 
 
 def events(file):
@@ -111,7 +111,7 @@ def test_steps_are_the_optimizers(whole):
 
 
 def test_the_callers_parameters_stay_as_they_were(whole):
-    jax.tree.map(np.testing.assert_array_equal, whole.given, parameters())
+    jax.tree.map(np.testing.assert_array_equal, whole.params, parameters())
 
 
 def test_the_loss_is_traced_once(whole):

@@ -21,9 +21,9 @@ def test_kernels_are_the_weights_that_multiply(part):
     """All weights with more than one axis, whatever the network, but for embeddings."""
     weights = network(load_module(SHIPPED / part)).weights
     leaves = jax.tree_util.tree_leaves_with_path(weights)
-    found = jax.tree.leaves(kernels(weights), is_leaf=lambda x: x is None or isinstance(x, tuple))
-    assert len(found) == len(leaves)
-    for (path, leaf), axes in zip(leaves, found, strict=True):
+    axes_of = jax.tree.leaves(kernels(weights), is_leaf=lambda x: x is None or isinstance(x, tuple))
+    assert len(axes_of) == len(leaves)
+    for (path, leaf), axes in zip(leaves, axes_of, strict=True):
         name = jax.tree_util.keystr(path)
         assert (axes is not None) == (leaf.ndim > 1 and not name.endswith("embedding']")), name
         if axes is not None:

@@ -1,4 +1,4 @@
-"""What a network is trained to predict, and is told, is what the saved model is sampled by."""
+"""What a network is trained to predict, and from what, is what the saved model is sampled by."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ class Trained(NamedTuple):
     """A network as the loss sees it, with x0 and x in latents; and where it is saved."""
 
     kind: str
-    told: bool
+    timed: bool
     answer: Any
     wanted: Any
     x0: Any
@@ -61,9 +61,9 @@ class Trained(NamedTuple):
     folder: Path
 
 
-def scheduler(kind, told):
+def scheduler(kind, timed):
     """What train.py tells the unet's task."""
-    choices = [f"parameterization={kind}", f"parameterization.time_conditioning={told}"]
+    choices = [f"parameterization={kind}", f"parameterization.time_conditioning={timed}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["stage=unet", "folder=run", *choices])
     return OmegaConf.to_container(config, resolve=True)["task"]["scheduler"]
@@ -75,10 +75,10 @@ def scheduler(kind, told):
         *QUICK,
         *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS),
     ],
-    ids=lambda case: f"{case[0]}-{'told' if case[1] else 'untold'}",
+    ids=lambda case: f"{case[0]}-{'timed' if case[1] else 'untimed'}",
 )
 def trained(request, random_model, tmp_path_factory):
-    kind, told = request.param
+    kind, timed = request.param
     pipeline, heard = load(random_model), []
     ids = jnp.asarray(tokenize(pipeline.tokenizers[0], PROMPTS, 24))
     batch = {"images": jax.random.uniform(KEY, (3, 32, 32, 3)), "ids": ids}
@@ -88,11 +88,9 @@ def trained(request, random_model, tmp_path_factory):
         config=TINY,
         vae=pipeline.vae,
         clip=load_module(random_model / "clip"),
-        text_encoder=pipeline.text_encoders[0],
         tokenizer=pipeline.tokenizers[0],
-        scheduler=scheduler(kind, told),
+        scheduler=scheduler(kind, timed),
         seed=0,
-        batch=len(PROMPTS),
         levels=lambda schedule, key, count: SIGMA,
         distance=lambda answer, wanted: heard.extend((answer, wanted)) or jnp.mean(answer),
         dropout=0.0,
@@ -105,11 +103,11 @@ def trained(request, random_model, tmp_path_factory):
         return heard[-2:]
 
     answer, wanted = listen(unet, made.frozen, batch)
-    folder = tmp_path_factory.mktemp(f"{kind}-{told}") / "model"
+    folder = tmp_path_factory.mktemp(f"{kind}-{timed}") / "model"
     made.save(unet, folder)
     x0 = from_pipeline(load(folder)).problem.encode(batch["images"])
     noise = jax.random.normal(jax.random.split(KEY, 3)[1], x0.shape, x0.dtype)
-    return Trained(kind, told, answer, wanted, x0, x0 + expand(SIGMA, x0) * noise, folder)
+    return Trained(kind, timed, answer, wanted, x0, x0 + expand(SIGMA, x0) * noise, folder)
 
 
 def apart(a, b):
@@ -118,7 +116,7 @@ def apart(a, b):
 
 def test_the_loss_and_the_sampler_have_one_denoiser(trained):
     """`D - x0 = c_out (F - target)` where D is the saved model's and F and target the loss's: so
-    they agree on what is predicted, on what is told, and on `c_skip`, `c_in` and `c_out`."""
+    they agree on what is predicted, from what, and on `c_skip`, `c_in` and `c_out`."""
     problem = from_pipeline(load(trained.folder), prompts=PROMPTS, guidance=None)
     denoised = jax.jit(type(problem).denoise)(problem, trained.x, SIGMA, problem.prompts)
     c_out = expand(C_OUT[trained.kind](SIGMA), trained.x0)
@@ -137,15 +135,15 @@ def test_only_a_network_that_is_told_the_level_answers_by_it(trained):
     denoised = jax.jit(type(problem).denoise)(problem, z / c[2], SIGMA, problem.prompts)
     answer = (denoised - c[0] * z / c[2]) / c[1]
     spread = max(apart(answer[i], answer[1]) for i in (0, 2))
-    assert spread > 1e-2 if trained.told else spread < 1e-3
+    assert spread > 1e-2 if trained.timed else spread < 1e-3
 
 
 def test_diffusers_opens_the_model_and_steps_as_we_do(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(trained.folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     saved = json.loads((trained.folder / "scheduler" / "scheduler_config.json").read_text())
-    assert ("time_conditioning" in saved) != trained.told
-    if not trained.told:  # diffusers cannot but tell
+    assert ("time_conditioning" in saved) != trained.timed
+    if not trained.timed:  # diffusers always says the time
         return
     problem = from_pipeline(load(trained.folder), prompts=PROMPTS, guidance=None)
     levels = grids.from_scheduler_config(saved)(problem.schedule, 4)
