@@ -43,7 +43,12 @@ def main(config: DictConfig) -> None:
     if not single():  # several jobs share a place, each in a folder of its own
         given["out"] = f"{given['out']}/{HydraConfig.get().job.num}"
     config = settled(given, index)
-    generate(config, Path(config["out"]), index)
+    try:
+        generate(config, Path(config["out"]), index)
+    except FloatingPointError as error:
+        float16 = config["problem"].get("dtype") == "float16"
+        hint = ": float16 holds no numbers above 65504, problem.dtype=bfloat16 does" * float16
+        refuse([f"{error}{hint}"])
 
 
 def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 NOTE = "optdiff"
@@ -22,10 +22,16 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 def to_pixels(images: Float[Array | np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
     """Images in [0, 1] as bytes, rounded.
 
+    Raises:
+      FloatingPointError: if one is not finite, which as bytes would be black.
+
     >>> to_pixels(np.full((1, 1, 1, 3), 0.5)).ravel().tolist()
     [128, 128, 128]
     """
-    return np.round(np.clip(np.asarray(images, np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
+    images = np.asarray(images, np.float32)
+    if broken := [i for i, image in enumerate(images) if not np.isfinite(image).all()]:
+        raise FloatingPointError(f"{len(broken)} of {len(images)} images, decoded, are not finite")
+    return np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def tile(
@@ -78,23 +84,56 @@ def read_note(path: str | Path) -> Any:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image file, in pixels."""
-    width, height = _open(path).size
+    """Height and width of an image file as it is seen, in pixels."""
+    width, height = ImageOps.exif_transpose(_open(path)).size
     return height, width
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
-    """An image in [0, 1], resized to (height, width) with Lanczos; transparency becomes white.
+    """An image in [0, 1] as `upright` has it, resized to (height, width) with Lanczos.
 
     Raises:
-      ValueError: if the file is not an image.
+      ValueError: if the file is not an image, or as for `upright`.
     """
-    image = _open(path).convert("RGBA")
-    ground = Image.new("RGBA", image.size, "white")
-    flat = Image.alpha_composite(ground, image).convert("RGB")
+    flat = upright(_open(path))
     height, width = size
     resized = flat.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(resized, np.float32) / 255.0
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as it is meant to be seen: as its camera was held, RGB on white, and 8 bits a
+    channel. Whoever reads images here reads them by this.
+
+    Raises:
+      ValueError: for numbers of which none is known to be white: fractions, or such as 16 bits do
+        not hold.
+
+    >>> upright(Image.new("LA", (4, 3), (0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    image = _eight_bits(ImageOps.exif_transpose(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel: Pillow clips finer grey, where of finer colours it takes the
+    upper 8 bits, as is done here.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    grey = np.asarray(image)
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
+        raise ValueError(
+            f"grey from {grey.min()} to {grey.max()} (mode {image.mode}), of which none is known "
+            "to be white; save it with 8 or 16 bits"
+        )
+    if "transparency" in image.info:  # one shade of a PNG, too fine for 8 bits
+        grey = np.where(grey == image.info["transparency"], 0xFFFF, grey)
+    return Image.fromarray((grey >> 8).astype(np.uint8))
 
 
 def _open(path: str | Path) -> Image.Image:
@@ -103,4 +142,6 @@ def _open(path: str | Path) -> Image.Image:
         image.load()
     except (UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"{path}: not an image") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from error
     return image

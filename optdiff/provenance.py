@@ -82,8 +82,10 @@ def provenance(device: str) -> dict[str, Any]:
 
 @functools.cache
 def checkout(folder: Path = PACKAGE) -> tuple[str | None, bool | None]:
-    """Commit of the git checkout that tracks a folder, and whether its tree outside `results/` is
-    dirty (changed or untracked files); (None, None) where git or the checkout is missing.
+    """Commit of the git checkout that tracks a package, and whether what decides its results is
+    dirty (changed or untracked files): the package, and `conf` and `experiments` at the top. Of
+    what else lies there, such as configs of one's own, rows carry what they used. (None, None)
+    where git or the checkout is missing.
     """
 
     def git(*arguments: str) -> str:
@@ -94,7 +96,7 @@ def checkout(folder: Path = PACKAGE) -> tuple[str | None, bool | None]:
         # An installed copy may lie, untracked, in the checkout of something else.
         git("ls-files", "--error-unmatch", ".")
         commit = git("rev-parse", "HEAD")
-        dirty = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
+        dirty = git("status", "--porcelain", "--", ".", ":(top)conf", ":(top)experiments")
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit, bool(dirty)

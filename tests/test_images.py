@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from optdiff.data.image_text import decode
 from optdiff.images import image_size, read_image, read_note, tile, to_pixels, write_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
@@ -43,6 +44,42 @@ def test_images_of_all_kinds_are_read_as_colours(tmp_path):
     assert (read_image(tmp_path / "clear.png", (8, 8)) == 1).all()
     grey = read_image(tmp_path / "grey.png", (16, 24))
     assert grey.shape == (16, 24, 3) and grey[0, 0, 0] == 0 and grey[0, -1, 2] == 1
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_images_stand_as_pillow_turns_them_and_fine_grey_is_grey(tmp_path, mode, turn):
+    """All eight orientations, whose meaning is Pillow's; for both readers, generate.py's and that
+    of training data."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    image, exif = Image.fromarray(pixels).convert("RGB" if mode == "RGB" else "L"), Image.Exif()
+    exif[0x0112] = turn
+    fine = Image.fromarray(pixels.astype(np.uint16) * 256) if mode == "I;16" else image
+    fine.save(tmp_path / "a.png", exif=exif)
+    image.save(tmp_path / "coarse.png", exif=exif)
+    seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "coarse.png")).convert("RGB"))
+    assert image_size(tmp_path / "a.png") == seen.shape[:2]
+    ours = to_pixels(read_image(tmp_path / "a.png", seen.shape[:2])[None])[0]
+    np.testing.assert_array_equal(ours, seen)
+    h, w = seen.shape[:2]
+    middle = seen[(h - 4) // 2 : (h + 4) // 2, (w - 4) // 2 : (w + 4) // 2]
+    np.testing.assert_array_equal(decode((tmp_path / "a.png").read_bytes(), 4), middle)
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "CMYK", "1", "YCbCr"])
+def test_kinds_of_colour_are_those_of_pillow(tmp_path, mode):
+    image = Image.fromarray(np.full((4, 4, 3), (200, 100, 50), np.uint8)).convert(mode)
+    image.save(tmp_path / "a.tiff")
+    ours = to_pixels(read_image(tmp_path / "a.tiff", (4, 4))[None])[0]
+    np.testing.assert_array_equal(ours, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_picture(broken):
+    images = np.zeros((3, 2, 2, 3), np.float32)
+    images[1, 0, 0, 0] = broken
+    with pytest.raises(FloatingPointError, match="1 of 3 images, decoded, are not finite"):
+        to_pixels(images)
 
 
 def test_what_is_no_image_or_says_nothing_is_refused(tmp_path):

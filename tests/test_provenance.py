@@ -51,7 +51,7 @@ def test_a_stamp_sees_what_changed_at_a_path(tmp_path):
     assert len(set(stamps)) == 5
 
 
-def test_provenance_knows_commit_and_dirt_outside_results(tmp_path):
+def test_provenance_knows_commit_and_dirt_of_source_and_configs(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
@@ -72,7 +72,16 @@ def test_provenance_knows_commit_and_dirt_outside_results(tmp_path):
     (tmp_path / "results" / "study").mkdir(parents=True)
     (tmp_path / "results" / "study" / "rows.jsonl").write_text("{}")
     assert checkout() == (commit, False)
-    (tmp_path / "conf.yaml").write_text("a: 1")
+    (tmp_path / "multirun.yaml").write_text("a: 1")
+    (tmp_path / "my_configs").mkdir()
+    (tmp_path / "my_configs/a.yaml").write_text("a: 1")
+    assert checkout() == (commit, False)
+    for file in ("conf/new/a.yaml", "experiments/a.py", "package/b.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("a: 1")
+        assert checkout() == (commit, True), file
+        (tmp_path / file).unlink()
+    (tmp_path / "package/a.py").write_text("2")
     assert checkout() == (commit, True)
     provenance.checkout.cache_clear()
     fields = provenance.provenance("cpu")

@@ -23,7 +23,7 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "samplers": {"types"},
     "nn": {"types"},
     "metrics": {"types", "keys"},
-    "data": {"types", "keys"},
+    "data": {"types", "keys", "images"},  # one reader of images
     "denoisers": {"types", "noise"},
     "problems": {"types", "keys", "denoisers", "noise", "nn", "data"},
     "sample": {"types", "keys"},
@@ -31,7 +31,7 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "clocks": {"types"},
     "analysis": {"types", "keys", "sample", "cost", "samplers", "grids"},
     "learning": {"types", "keys", "sample", "samplers", "grids", "nn", "data", "denoisers"},
-    "images": set(),  # PNG files, for `experiments`
+    "images": set(),  # image files in and out
     "allocator": set(),  # the memory of a process, for `experiments`
     "provenance": set(),  # where a row comes from: the part of `results` that asks git
     "results": {"types", "provenance"},

@@ -94,7 +94,7 @@ class TextToImage:
         return in_batches(partial(_encode, self.vae), images, images.shape[1:3])
 
     def decode(self, x0: Samples) -> Float[Array, "b h w c"]:
-        """Images (b, h, w, 3) in [0, 1] from latents, a few at a time."""
+        """Images (b, h, w, 3) in [0, 1] from latents, a few at a time; NaN for no number."""
         pixels = jax.eval_shape(_decode, self.vae, x0[:1]).shape[1:3]
         return in_batches(partial(_decode, self.vae), x0, pixels)
 
@@ -208,4 +208,6 @@ def _encode(vae: Network, images: Samples) -> Samples:
 
 @jax.jit
 def _decode(vae: Network, latents: Samples) -> Samples:
-    return jnp.clip(vae.module().decode(latents) / 2.0 + 0.5, 0.0, 1.0)
+    images = vae.module().decode(latents) / 2.0 + 0.5
+    # Infinity is no white: in float16 it says that the decoder's numbers were too large.
+    return jnp.where(jnp.isfinite(images), jnp.clip(images, 0.0, 1.0), jnp.nan)

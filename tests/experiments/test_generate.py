@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "problems"))
@@ -327,6 +330,23 @@ def test_a_model_of_captioned_digits_takes_prompts_of_ones_own(ask, tmp_path):
     assert apart(tmp_path / "a/001.png", tmp_path / "b/001.png") == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["decoder.conv_out.weight", "decoder.conv_in.weight"])
+def test_a_decoder_that_overflows_makes_no_picture(folder, ask, tmp_path, layer):
+    """At its end it answers infinity; within, NaN."""
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model/vae/config.json").read_text())
+    (tmp_path / "model/vae/config.json").write_text(json.dumps(config | {"force_upcast": False}))
+    file = tmp_path / "model/vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors[layer] *= 6e4 / tensors[layer].abs().max()
+    save_file(tensors, file, {"format": "pt"})
+    config, _ = ask("problem.path=model", "prompt=a", "nfe=2", "problem.dtype=float16")
+    with pytest.raises(FloatingPointError, match="1 of 1 images, decoded, are not finite"):
+        generate.generate(config, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
 def test_a_path_alone_is_a_published_checkpoints(ask, tmp_path):
     config, _ = ask("problem.path=x", "prompt=a")
     named, _ = ask("problem=stable_diffusion", "problem.path=x", "prompt=a")
@@ -370,6 +390,7 @@ def test_a_sweep_gives_every_job_a_folder(folder, tmp_path):
     done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/0/grid.png").exists() and (tmp_path / "mine/1/grid.png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "outputs"]
 
 
 @pytest.mark.slow
