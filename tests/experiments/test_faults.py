@@ -24,7 +24,7 @@ def break_(tmp_path, monkeypatch, fault):
     """Bring a fault about: in the folder that a job of this study runs in, or in its disk."""
     log = tmp_path / "results/mine/rows.jsonl"
     if fault == "full disk":
-        monkeypatch.setattr(results, "_append_line", full)
+        monkeypatch.setattr(results.log, "_append_line", full)
     elif fault == "log is a folder":
         log.mkdir(parents=True)
     elif fault == "log is no text":
