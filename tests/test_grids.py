@@ -327,8 +327,8 @@ def test_a_range_given_is_the_range_kept(grid):
 
 
 def test_explicit_levels_are_taken_as_they_are():
-    levels = explicit(variance_exploding(), 3, levels=[5.0, 1.0, 0.25])
-    assert levels.tolist() == [5.0, 1.0, 0.25]
+    levels = [5.0, 1.0, 1.0, 0.25]  # twice for `plms`
+    assert explicit(variance_exploding(), 4, levels=levels).tolist() == levels
 
 
 @pytest.mark.parametrize(
@@ -339,6 +339,9 @@ def test_explicit_levels_are_taken_as_they_are():
         (lambda s: karras(s, 3, sigma_min=100.0), "got 100.0 and 80.0"),
         (lambda s: uniform_logsnr(s, 3, sigma_min=0.0), "sigma_min = 0.0 is not in"),
         (lambda s: explicit(s, 3, levels=[2.0, 1.0]), "has 2 levels, but 3"),
+        (lambda s: explicit(s, 3, levels=[2.0, 1.0, 1.5]), "must be finite, positive and decrease"),
+        (lambda s: explicit(s, 3, levels=[2.0, 1.0, 0.0]), "must be finite, positive and decrease"),
+        (lambda s: explicit(s, 3, levels=[2.0, 2.0, 2.0]), "at most twice in a row"),
         (lambda s: grids.cosine(s, 0), "at least one level, not 0"),
         (lambda s: grids.ays_sd15(s, 0), "at least one level, not 0"),
         (lambda s: grids.polynomial(s, 0), "at least one level, not 0"),

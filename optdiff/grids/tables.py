@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from optdiff.grids.levels import decreasing, span
@@ -11,12 +12,20 @@ from optdiff.types import Levels, NoiseSchedule
 def explicit(schedule: NoiseSchedule, n: int, *, levels: Sequence[float]) -> Levels:
     """Exactly these levels, for studies that bring their own grid.
 
+    A level may stand twice in a row: PNDM evaluates anew at its second one, and on such a grid
+    `plms` is its authors' sampler. All samplers stay finite there; to others than `plms` it is a
+    step of zero length, which costs an evaluation and counts among those they remember.
+
     Raises:
-      ValueError: if there are not n of them or they do not decrease.
+      ValueError: if there are not n of them, one rises, or stands more than twice.
     """
     if len(levels) != n:
         raise ValueError(f"the explicit grid has {len(levels)} levels, but {n} were asked for")
-    return decreasing(np.asarray(levels, np.float64))
+    once = [level for i, level in enumerate(levels) if i == 0 or level != levels[i - 1]]
+    decreasing(np.asarray(once, np.float64))
+    if any(levels[i] == levels[i + 2] for i in range(n - 2)):
+        raise ValueError(f"a level stands at most twice in a row, got {list(levels)}")
+    return jnp.asarray(levels, float)
 
 
 def interpolated(schedule: NoiseSchedule, n: int, *, levels: Sequence[float]) -> Levels:

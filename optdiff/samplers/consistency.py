@@ -22,7 +22,8 @@ def lcm(boundary: Boundary | None = None) -> Sampler:
     """Consistency sampling in several steps (arXiv 2303.01469, algorithm 1; latent consistency
     models, 2310.04378): `x' = c_skip x + c_out D(x, sigma) + sigma' z`.
 
-    Without a boundary it is `renoise(ddim(), down = 0)`. One evaluation per step; affine.
+    Without a boundary it is `renoise(ddim(), down = 0)`. The driver's last denoising has no
+    boundary, where diffusers has it once more. One evaluation per step; affine.
 
     Args:
       boundary: the scalings that a consistency model was trained with, if its denoiser does not

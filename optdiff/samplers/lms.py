@@ -17,7 +17,8 @@ def lms(order: int = 4) -> Sampler:
     fills. At order 2 it is gradient estimation with `gamma = 1 + h / (2 h_prev)`.
 
     One evaluation per step; linear. Of the stated order once the history is full, on any grid; the
-    first steps, of lower order, leave an error of second order in all.
+    first steps, of lower order, leave an error of second order in all. k-diffusion and diffusers
+    take the step to zero by the same rule: `finish=step_to_zero`; a last denoising is its order 1.
 
     Args:
       order: 1 (DDIM) to 4.

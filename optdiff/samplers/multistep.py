@@ -173,7 +173,8 @@ def ipndm(order: int = 4) -> Sampler:
     at order 4. One evaluation per step; linear. The weights have the stated order on levels uniform
     in sigma, order 2 where neighbouring steps become alike as n grows (Karras, geometric), and
     order 1 where they do not; the first steps, of lower order, leave an error of second order in
-    any case. In practice better than the variable-step form.
+    any case. In practice better than the variable-step form. diffusers takes the step to zero by
+    the same rule: `finish=step_to_zero`.
 
     Args:
       order: 1 (DDIM) to 4.
@@ -213,7 +214,8 @@ def gradient_estimation(gamma: float | Float[Array, ""] = 2.0) -> Sampler:
     """The gradient-estimation sampler (arXiv 2306.04848, algorithm 2): `x' = x - (sigma - sigma')
     (gamma eps_n + (1 - gamma) eps_{n-1})`, the first step plain.
 
-    It is optimistic gradient descent. One evaluation per step; linear. On smooth grids (uniform in
+    It is optimistic gradient descent. The authors take the step to zero by the same rule:
+    `finish=step_to_zero`. One evaluation per step; linear. On smooth grids (uniform in
     sigma, Karras) its leading error is `3 - 2 gamma` times DDIM's: gone at 1.5, of opposite sign
     at 2.
 

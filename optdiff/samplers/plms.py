@@ -28,8 +28,9 @@ def plms() -> Sampler:
     `x_1' = x_1 - (sigma_0 - sigma_1) (eps_1 - eps_0) / 2`
 
     which makes it Heun's. Latent diffusion and diffusers evaluate anew at `x_1'`: their grids give
-    the second level twice, n + 1 evaluations for n levels. On such a grid this is their sampler. On
-    any other the correction comes along with the second step, at no evaluation.
+    the second level twice, n + 1 evaluations for n levels. On such a grid (`explicit` takes one)
+    this is their sampler, `finish=step_to_zero` at its end. On any other grid the correction comes
+    along with the second step, at no evaluation.
 
     One evaluation per step; linear. Third order on levels uniform in sigma, where `ipndm` loses one
     to its first step; as that one elsewhere.

@@ -21,6 +21,7 @@ import torch
 
 from optdiff.sample import identity, last_denoising, sample
 from optdiff.samplers import renoise
+from optdiff.types import Ending
 
 TRAINED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 USUAL = TRAINED | {"clip_sample": False}
@@ -239,6 +240,7 @@ class Parity(NamedTuple):
         patch: Patch | None = None,
         calls_per_step: int = 1,
         options: Options | None = None,
+        to_zero: Ending = last_denoising,
         **config,
     ) -> tuple[Run, Run, Run]:
         """Require that our iterates at every positive level, and our end, are those of the
@@ -250,6 +252,7 @@ class Parity(NamedTuple):
           noisy: let it draw the noise that our samplers add.
           prediction: what the model puts out, where the scheduler has no choice.
           patch, calls_per_step, options: see `Patch` and `run`.
+          to_zero: how ours ends where the scheduler ends at zero.
           config: of the scheduler, besides the case's.
 
         Returns: our run, theirs in float64, theirs as shipped.
@@ -266,7 +269,7 @@ class Parity(NamedTuple):
             stops = called_at(scheduler)[-1] > 0
         with _tensors_in_numpy():
             shipped = run(create(name, case.steps, **settings), self.denoise, x, **how)
-        ours = self.ours(sampler, levels, x, finish=identity if stops else last_denoising)
+        ours = self.ours(sampler, levels, x, finish=identity if stops else to_zero)
         require_same(ours, theirs, tolerance)
         require_same(ours, shipped, as_shipped)
         return ours, theirs, shipped

@@ -13,6 +13,9 @@ import pytest
 import torch
 from diffusers_oracle import STEPS, TRAINED, Case, cases, require_same
 
+from optdiff.grids import explicit
+from optdiff.noise import scaled_linear
+from optdiff.sample import step_to_zero
 from optdiff.samplers import (
     ancestral,
     bh1,
@@ -100,12 +103,8 @@ def test_dpmpp_that_ends_at_its_lowest_level(case, order, parity):
 
 @pytest.mark.parametrize(("case", "order"), each_with([4, 3, 2, 4, 1], NO_SAMPLE), ids=str)
 def test_lms(case, order, parity):
-    """Its step to zero has memory unless it is told otherwise."""
-
-    def options(scheduler, call, last):
-        return {"order": 1 if last else order}
-
-    parity("LMSDiscreteScheduler", lms(order), case, options=options)
+    sampler, options = lms(order), {"options": lambda *call: {"order": order}}
+    parity("LMSDiscreteScheduler", sampler, case, to_zero=step_to_zero, **options)
 
 
 @pytest.mark.parametrize(("case", "order"), ORDERS + each_with([3], BOUNDARY), ids=str)
@@ -239,8 +238,7 @@ def test_ddpm(case, parity):
 )
 def test_plms(case, to_zero, parity):
     """Where a network predicts v it combines v's of several levels and reads eps off their sum at
-    the last; the method combines eps, as here. Its step to zero has memory: end with the
-    denoised."""
+    the last; the method combines eps, as here. The levels are those that a grid lists."""
 
     def read_eps_first(scheduler):
         step, prediction = scheduler.step, scheduler.config.prediction_type
@@ -257,42 +255,31 @@ def test_plms(case, to_zero, parity):
     def options(scheduler, call, last):
         if case.spacing == "linspace" and call != 1:  # its second call comes from the first level
             to_the_next_timestep(scheduler, call, last)
-        if last and to_zero:
-            scheduler.ets = []
-            scheduler.counter = 0
         return {}
 
-    parity(
+    ours, *_ = parity(
         "PNDMScheduler",
         plms(),
         case,
+        to_zero=step_to_zero,
         patch=read_eps_first,
         options=options,
         skip_prk_steps=True,
         set_alpha_to_one=to_zero,
         steps_offset=1 if case.spacing == "leading" else 0,
     )
+    levels = ours.levels.tolist()
+    assert levels[1] == levels[2], "its second timestep is repeated"
+    np.testing.assert_array_equal(explicit(scaled_linear(), len(levels), levels=levels), levels)
 
 
 @pytest.mark.parametrize("case", [Case(steps) for steps in STEPS], ids=str)
 def test_ipndm(case, parity):
-    """Its first level is infinite and its step to zero has memory: begin at 80 and end with the
-    denoised. Its networks predict v."""
+    """Its first level is infinite: begin at 80. Its networks predict v."""
 
     def begin_at_80(scheduler):
         scheduler.alphas[0] = 1 / (1 + 80.0**2) ** 0.5
         scheduler.betas[0] = 80.0 * scheduler.alphas[0]
 
-    def end_with_x0(scheduler, call, last):
-        if last:
-            scheduler.ets = []
-        return {}
-
-    parity(
-        "IPNDMScheduler",
-        ipndm(4),
-        case,
-        prediction="v_prediction",
-        patch=begin_at_80,
-        options=end_with_x0,
-    )
+    options = {"patch": begin_at_80, "prediction": "v_prediction"}
+    parity("IPNDMScheduler", ipndm(4), case, to_zero=step_to_zero, **options)
