@@ -27,6 +27,9 @@ Sigma = Float[Array, ""] | Float[Array, "b"]
 Levels = Float[Array, "n"]
 """Noise levels sigma_0 > sigma_1 > ... > 0 at which the denoiser is evaluated."""
 
+SAME_LEVEL = 1e-5
+"""How close two levels are, relatively, to be the same one; float32 keeps 1e-7."""
+
 Cond = PyTree[Any]
 """What a sample is conditioned on: a pytree whose leaves have the batch first, or None."""
 

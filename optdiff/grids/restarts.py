@@ -7,10 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optdiff.grids.levels import karras, span
-from optdiff.types import Grid, Levels, NoiseSchedule, within
-
-SAME = 1e-5
-"""How close a level is to `t_min` or `t_max`, relatively, to be it: as the sampler has it."""
+from optdiff.types import SAME_LEVEL, Grid, Levels, NoiseSchedule, within
 
 
 def restart_levels(
@@ -39,7 +36,7 @@ def restart_levels(
     if not 0.0 < t_min < t_max:
         raise ValueError(f"need 0 < t_min < t_max, got {t_min} and {t_max}")
     values = np.asarray(levels)
-    if not values[0] > t_min * (1 + SAME) >= values[-1]:
+    if not values[0] > t_min * (1 + SAME_LEVEL) >= values[-1]:
         raise ValueError(
             f"levels from {values[0]:.4g} to {values[-1]:.4g} do not pass t_min = {t_min}: choose "
             "an interval within them"
@@ -47,7 +44,7 @@ def restart_levels(
     again = np.linspace(t_max ** (1 / 7), t_min ** (1 / 7), steps + 1)[:-1] ** 7
     again[0] = t_max
     ends = np.array([[t_min], [t_max]])
-    others = values[(np.abs(values - ends) > SAME * ends).all(axis=0) | (values == values[0])]
+    others = values[(np.abs(values - ends) > SAME_LEVEL * ends).all(axis=0) | (values == values[0])]
     above, below = others[others > t_min], others[others < t_min]
     return jnp.asarray(np.concatenate([above, np.tile(again, count), [t_min], below]), levels.dtype)
 

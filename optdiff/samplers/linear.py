@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from optdiff.types import Sampler, Samples
+from optdiff.types import SAME_LEVEL, Sampler, Samples, expand
 
 Matrix = Float[Array, "m e"] | Float[np.ndarray, "m e"]
 Vector = Float[Array, "m"] | Float[np.ndarray, "m"]
@@ -29,7 +30,8 @@ def linear(
 
     and every `evals`-th of these points is an iterate, as is the last. What
     `optdiff.analysis.coefficients` finds in a sampler, and what a learned one may be given. The
-    matrix belongs to its grid, and says nothing of steps beyond its last row.
+    matrix belongs to its grid, and says nothing of other steps: they are refused. Where levels are
+    traced (`sample_scan`) there is nothing to raise, and samples become NaN.
 
     Args:
       gradients: C, (m, e) with e = m - 1, below the diagonal.
@@ -38,7 +40,8 @@ def linear(
       evals: evaluations a step makes; it divides e.
 
     Raises:
-      ValueError: for shapes that do not belong together, or a matrix that looks ahead.
+      ValueError: for shapes that do not belong together, or evals that do not divide e; on a step
+        between levels that are not its own, naming both.
 
     >>> levels = jnp.array([3.0, 1.0, 0.5])
     >>> ddim_matrix = jnp.array([[0.0, 0.0], [-2.0, 0.0], [-2.0, -0.5]])
@@ -60,16 +63,31 @@ def linear(
         past = jnp.zeros((x.shape[0], columns + 1, *x.shape[1:]), x.dtype).at[:, 0].set(x)
         return LinearState(jnp.zeros(x.shape[0], jnp.int32), past)
 
-    def update(eps, state, x=None, *, eps_fn=None, **unused):
+    def update(eps, state, x=None, *, sigma, sigma_next, eps_fn=None, **unused):
         row = state.count * evals
+        own = _same(points[row], sigma) & _same(points[row + evals], sigma_next)
+        if not isinstance(own, jax.core.Tracer) and not own.all():
+            raise ValueError(
+                f"the matrix belongs to the levels {_shown(points[::evals])}, but a step goes from "
+                f"{_shown(sigma)} to {_shown(sigma_next)}: sample on its levels, or make a matrix "
+                "for these"
+            )
         past = _put(state.past, row + 1, eps)
         for inner in range(1, evals):
             y = x + _combine(weights[row + inner] - weights[row], past)
             past = _put(past, row + inner + 1, eps_fn(y, points[row + inner]))  # (b,) levels
         dx = _combine(weights[row + evals] - weights[row], past)
-        return dx, LinearState(state.count + 1, past)
+        return jnp.where(expand(own, dx), dx, jnp.nan), LinearState(state.count + 1, past)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _same(one: Array, other: Array) -> Array:
+    return jnp.abs(one - other) <= SAME_LEVEL * jnp.abs(one)
+
+
+def _shown(levels: Array) -> str:
+    return ", ".join(f"{level:.6g}" for level in np.unique(levels)[::-1])
 
 
 def _put(past: Array, column: Int[Array, "b"], gradient: Samples) -> Array:

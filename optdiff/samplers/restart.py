@@ -6,10 +6,7 @@ Noise from far above contracts the errors that have gathered; the deterministic 
 import jax.numpy as jnp
 
 from optdiff.samplers.renoise import renoise
-from optdiff.types import Sampler
-
-SAME = 1e-5
-"""How close a level is to `t_max`, relatively, to be it; float32 keeps 1e-7."""
+from optdiff.types import SAME_LEVEL, Sampler
 
 
 def restart(inner: Sampler, t_min: float = 0.06, t_max: float = 0.3) -> Sampler:
@@ -35,7 +32,7 @@ def restart(inner: Sampler, t_min: float = 0.06, t_max: float = 0.3) -> Sampler:
         raise ValueError(f"need 0 < t_min < t_max, got {t_min} and {t_max}")
 
     def down(sigma, sigma_next):
-        again = jnp.abs(sigma_next - t_max) <= SAME * t_max
+        again = jnp.abs(sigma_next - t_max) <= SAME_LEVEL * t_max
         return jnp.where(again, t_min, sigma_next)
 
     return renoise(inner, down)

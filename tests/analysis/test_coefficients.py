@@ -1,5 +1,6 @@
 """Matrices found in samplers, samplers made of matrices, and what a matrix says."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,14 @@ from optdiff.analysis.coefficients import (
     orders,
 )
 from optdiff.problems import gaussian, mixture
-from optdiff.sample import eps_at, identity, plain_clock, sample, sample_keys, sampling_loop
+from optdiff.sample import (
+    eps_at,
+    identity,
+    plain_clock,
+    sample,
+    sample_keys,
+    sampling_loop,
+)
 from optdiff.samplers import (
     ancestral,
     ddim,
@@ -181,6 +189,35 @@ def test_shapes_that_do_not_belong_together_are_refused():
         linear(jnp.zeros((3, 3)), jnp.ones(3))
     with pytest.raises(ValueError, match="do not make steps of 2"):
         linear(jnp.zeros((4, 3)), jnp.ones(4), evals=2)
+
+
+@pytest.mark.parametrize("evals", [1, 2])
+def test_a_matrix_is_refused_on_levels_that_are_not_its_own(problem, evals):
+    levels, keys = jnp.asarray(IRREGULAR), sample_keys(0, 3)
+    matrix = coefficients(heun() if evals == 2 else ddim(), levels)
+    sampler = linear(matrix.gradients, matrix.points, matrix.start, evals=evals)
+    others = {
+        "between": levels.at[3].set(2.5),
+        "shorter": levels[1:],
+        "longer": jnp.append(levels, 0.1),
+        "denser": jnp.linspace(levels[0], levels[-1], 6),
+    }
+    named = "belongs to the levels 30, 29, 11, 2, 0.8, 0.79, but a step goes from"
+    for other in others.values():
+        with pytest.raises(ValueError, match=re.escape(named)):
+            sample(problem, sampler, other, keys)
+    same = levels * (1 + 1e-7)  # as float32 keeps them
+    assert jnp.isfinite(sample(problem, sampler, same[:3], keys)[0]).all()
+
+    @jax.jit
+    def first_step(sigma, sigma_next):
+        at, x = {"sigma": sigma, "sigma_next": sigma_next}, jnp.ones((2, 4))
+        return sampler.update(x, sampler.init(x), x, eps_fn=lambda x, sigma: x, **at)[0]
+
+    assert jnp.isfinite(first_step(*same[:2])).all()
+    assert (
+        jnp.isnan(first_step(*levels[1:3])).all() and jnp.isnan(first_step(*levels[::2][:2])).all()
+    )
 
 
 def test_gradients_reach_the_matrix(problem):
