@@ -16,6 +16,7 @@ from _stages import parts
 from train import assemble, dtype, optimizer
 
 from optdiff.allocator import keep_freed_memory
+from optdiff.keys import seed_key
 from optdiff.learning.layouts import all_devices, everywhere, over_devices, replicated, shardings
 from optdiff.learning.step import initial_state, step_function
 from optdiff.learning.task import Task
@@ -59,7 +60,7 @@ def hand_over(folder: Path, stage: str, task: Task, batch: Batch) -> None:
 
 def programs(config: dict[str, Any], task: Task, batch: Batch) -> dict[str, Callable[[], Any]]:
     """The step, last, and before it the pieces that say where its time goes."""
-    mesh, update, key = all_devices(), optimizer(config), jax.random.key(config["seed"])
+    mesh, update, key = all_devices(), optimizer(config), seed_key(config["seed"])
     good, frozen, params = everywhere(mesh, (jnp.array(True), task.frozen, task.params))
     batches = over_devices(mesh, {k: np.asarray(v)[None, None] for k, v in batch.items()})
     batch = {k: v[0, 0] for k, v in batches.items()}

@@ -4,10 +4,13 @@ All randomness of optdiff comes from here, so that what a seed means is decided 
 """
 
 import operator
+from functools import reduce
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from optdiff.types import Keys
 
@@ -55,6 +58,46 @@ def sample_keys(seed: int, count: int, start: int = 0) -> Keys:
     if not 0 <= start <= start + count <= 2**32:
         raise ValueError(f"samples are numbered 0 to 2^32 - 1, not {start} to {start + count - 1}")
     return _fold_indices(seed_key(seed), np.arange(start, start + count, dtype=np.uint32))
+
+
+def own_keys(state: PyTree, key: Key[Array, ""]) -> PyTree:
+    """A state whose keys are mixed with this one, for a sample whose noise shall be its own.
+
+    Whatever keeps its randomness in its state, as `optax.add_noise` does, starts every sample and
+    every seed alike. What is not a key stays.
+
+    >>> state = {"key": jax.random.key(0), "count": jnp.zeros(())}
+    >>> bool(own_keys(state, seed_key(1))["key"] == own_keys(state, seed_key(2))["key"])
+    False
+    """
+
+    def mix(leaf):
+        keys = as_keys(leaf)
+        if keys is None:
+            return leaf
+        mixed = jax.vmap(lambda one: reduce(jax.random.fold_in, jax.random.key_data(key), one))
+        keys = mixed(keys.reshape(-1)).reshape(keys.shape)
+        return keys if keys.dtype == leaf.dtype else jax.random.key_data(keys)
+
+    return jax.tree.map(mix, state)
+
+
+def has_shared_key(state: PyTree) -> bool:
+    """Whether a key in this state is one for the whole batch."""
+    keys = [as_keys(leaf) for leaf in jax.tree.leaves(state)]
+    return any(one is not None and one.ndim == 0 for one in keys)
+
+
+def as_keys(leaf: Any) -> Key[Array, "..."] | None:
+    """The keys that a leaf holds, if it does: typed ones, or raw words as `PRNGKey` makes them,
+    which are known by their type and by how many make a key."""
+    dtype = getattr(leaf, "dtype", np.dtype(float))
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return leaf
+    if dtype != np.uint32:
+        return None
+    words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    return jax.random.wrap_key_data(leaf) if leaf.shape[-1:] == words else None
 
 
 _fold_indices = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))

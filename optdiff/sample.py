@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from optdiff.keys import fold_in
+from optdiff.keys import fold_in, has_shared_key
 from optdiff.keys import sample_keys as sample_keys
 from optdiff.types import (
     Clock,
@@ -191,7 +191,13 @@ def sampling_loop(
     """
     sigma, clock_state = clock.init(x)
     step = partial(_step, eps_fn, sampler, clock, keys, n)
-    carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), sampler.init(x), clock_state)
+    state = sampler.init(x)
+    if has_shared_key(state):
+        raise ValueError(
+            "the sampler keeps one random key for the whole batch, so that no sample would have "
+            "noise of its own: wrap its transformation in `per_sample`"
+        )
+    carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), state, clock_state)
     carry, collected = loop(step, carry, n - 1)
     counter = _Counter(eps_fn)
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "keys": {"types"},
     "noise": {"types"},
     "grids": {"types"},
-    "samplers": {"types"},
+    "samplers": {"types", "keys"},
     "nn": {"types"},
     "metrics": {"types", "keys"},
     "data": {"types", "keys", "images"},  # one reader of images

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, Key
 
 from optdiff.data.captioned_digits import SIDE, Attributes, Who, draw, render, strokes
 from optdiff.data.captions import HELD_OUT, TRAINED, captions, tells
+from optdiff.keys import seed_key
 from optdiff.types import Batch, Stream
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b n"]]
@@ -68,7 +69,7 @@ def captioned_digits(
     templates = np.array([t for t in known if tells(t) >= set(telling)])
     # Words are chosen on the host: on an accelerator, they would wait behind whatever it computes.
     cpu, device = jax.local_devices(backend="cpu")[0], jax.local_devices()[0]
-    root = jax.device_put(jax.random.key(seed), cpu)
+    root = jax.device_put(seed_key(seed), cpu)
 
     def read(position: int) -> tuple[Batch, int]:
         indices = position + share * host + np.arange(share)
@@ -93,7 +94,7 @@ def digit_captions(count: int, *, seed: int = 0) -> list[str]:
     >>> len(digit_captions(3))
     3
     """
-    shown = draw(jax.random.split(jax.random.key(seed), count))
+    shown = draw(jax.random.split(seed_key(seed), count))
     templates = np.random.default_rng(seed).choice(TRAINED, count)
     return captions(Attributes(*(np.asarray(values) for values in shown)), templates)
 

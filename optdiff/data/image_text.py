@@ -22,6 +22,7 @@ from PIL import Image
 
 from optdiff.data.caption_stream import Tokenize
 from optdiff.images import upright
+from optdiff.keys import checked_seed
 from optdiff.types import Batch, Stream
 
 Broken = Callable[[str], object]
@@ -93,19 +94,22 @@ def image_text_stream(
         raise ValueError(f"a batch of {batch} does not divide among {hosts} hosts")
     if not sources:
         raise ValueError("there is not one file or folder to read from")
+    # NumPy joins the words of a list: a large seed must not read like a small one and its epoch.
+    seed = checked_seed(seed)
+    words = [seed] if seed < 2**32 else [seed % 2**32, 2**32 - 1, seed >> 32]
     share, parts = batch // hosts, -(-len(sources) // mixed)
     examples = lru_cache(maxsize=2 * mixed)(examples)
     pool = ThreadPoolExecutor(threads)
 
     @lru_cache(maxsize=2)
     def part(epoch: int, number: int) -> list[Example]:
-        order = np.random.default_rng([seed, epoch]).permutation(len(sources))
+        order = np.random.default_rng([*words, epoch]).permutation(len(sources))
         here = [
             example
             for place in order[number * mixed : (number + 1) * mixed]
             for example in examples(sources[place])
         ]
-        shuffle = np.random.default_rng([seed, epoch, number])
+        shuffle = np.random.default_rng([*words, epoch, number])
         return [here[place] for place in shuffle.permutation(len(here))]
 
     def read(position: dict[str, int]) -> tuple[Batch, dict[str, int]]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from optdiff.data.captioned_digits import COLOURS, SIZES, Attributes, draw, render, strokes
 from optdiff.data.captions import HELD_OUT, TRAINED, captions, tells
 from optdiff.denoisers import Guided
+from optdiff.keys import checked_seed, seed_key
 from optdiff.nn.checkpoint import Pipeline, load, load_module
 from optdiff.nn.clip.images import to_clip
 from optdiff.nn.clip.tokenizer import tokenize
@@ -233,9 +234,9 @@ def pool(
       `ids` (count, tokens), `attributes` and `told`, dicts of (count,) integers and booleans, and
       `template` (count,).
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(checked_seed(seed))
     templates = rng.choice(HELD_OUT if held_out_templates else TRAINED, count)
-    shown = draw(jax.random.split(jax.random.key(seed), count), held_out_combinations)
+    shown = draw(jax.random.split(seed_key(seed), count), held_out_combinations)
     words = captions(Attributes(*map(np.asarray, shown)), templates)
     length = pipeline.text_encoders[0].config.max_position_embeddings
     told = {

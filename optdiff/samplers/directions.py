@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from optdiff.keys import own_keys
 from optdiff.types import Sampler, Samples, Sigma, expand
 
 Reading = Callable[[Sigma], Array]
@@ -93,7 +94,9 @@ def per_sample(tx: optax.GradientTransformation) -> Sampler:
     Norms, trust ratios and clipping over a leaf would otherwise let samples talk to each other.
     Inside, arrays have no batch axis, levels are scalars, and `eps_fn` still evaluates the whole
     batch at once, each sample under its own condition. Our own samplers need no wrapping: they
-    expect the batch axis and keep samples apart.
+    expect the batch axis and keep samples apart. Random keys that a transformation keeps in its
+    state (`optax.add_noise`) are mixed with each sample's own, so that noise differs by sample and
+    by seed.
 
     >>> x = jnp.array([[0.0, 4.0], [2.0, 0.0]])
     >>> tx = per_sample(optax.normalize_by_update_norm())
@@ -111,7 +114,7 @@ def per_sample(tx: optax.GradientTransformation) -> Sampler:
         def one(updates, state, x, sigma, sigma_next, key):
             return tx.update(
                 updates,
-                state,
+                own_keys(state, key),
                 x,
                 sigma=sigma,
                 sigma_next=sigma_next,
