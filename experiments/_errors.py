@@ -2,8 +2,12 @@
 
 from difflib import get_close_matches
 
-from hydra.errors import MissingConfigException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 
 class ConfigError(SystemExit):
@@ -23,6 +27,10 @@ def explain(error: Exception) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} must be given: {cause.full_key}=..."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not understood: {str(error).splitlines()[0]}"
+    if isinstance(cause, InterpolationResolutionError):
+        return f"{cause.full_key} cannot be looked up: {cause.msg.splitlines()[0]}"
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if key != "hydra"]
         return f"there is no {cause.full_key!r}{closest(str(cause.key), known)}"

@@ -128,6 +128,26 @@ def _parsed(argument: str) -> Any:
         return None
 
 
+def captions(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What stands above the columns and the rows of a settled configuration's grid."""
+    c, count = config, config["images"]
+    heads = [
+        f"{'seed ' + str(c['seed']) if c['latents'] is None else 'latents'}, {i}"
+        for i in range(count)
+    ]
+    if c["prompt_to"] is not None or c["seed_to"] is not None:
+        heads = [f"{100 * i / max(1, count - 1):.0f} %" for i in range(count)]
+        heads[0] += f" seed {c['seed']}" * (c["seed_to"] is not None)
+        heads[-1] += f" seed {c['seed_to']}" * (c["seed_to"] is not None)
+    prompts = [p if c["prompt_to"] is None else f"{p} → {c['prompt_to']}" for p in c["prompt"]]
+    rows = [
+        f"{prompt}  ({'no guidance' if scale is None else f'guidance {scale:g}'})"
+        for scale in c["guidance"]
+        for prompt in prompts
+    ]
+    return heads, rows
+
+
 def refuse(wrong: list[str]) -> None:
     """End with all that is wrong, if anything is."""
     if wrong:

@@ -24,6 +24,15 @@ class Progress(Callback):
             jobs.write(".")
 
 
+def bar(total: int, unit: str) -> tqdm:
+    """A bar; without a terminal, where it would fill a log, a line every half minute."""
+    if sys.stderr and sys.stderr.isatty():
+        return tqdm(total=total, unit=unit)
+    line = "{n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} left\n"
+    every = {"delay": 30, "mininterval": 30, "maxinterval": 30}
+    return tqdm(total=total, unit=unit, bar_format=line, disable=not sys.stderr, **every)
+
+
 def watch(jobs: int) -> None:
     """Begin to show how many of so many jobs have ended."""
     watchers.append(_Watcher(jobs))
@@ -35,8 +44,7 @@ class _Watcher(threading.Thread):
     def __init__(self, jobs: int):
         super().__init__(daemon=True)
         self.ended = threading.Event()
-        # Without a terminal there is nobody to watch, and the bar would fill a log.
-        self.bar = tqdm(total=jobs, unit="job", disable=None if sys.stderr else True)
+        self.bar = bar(jobs, "job")
         self.start()
 
     def run(self) -> None:

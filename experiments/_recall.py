@@ -16,13 +16,20 @@ from _errors import ConfigError
 from omegaconf import OmegaConf
 
 from optdiff.images import read_note
+from optdiff.nn.checkpoint import checkpoint_files
+from optdiff.nn.hub import locate
+from optdiff.problems.captioned_digits import SHIPPED
+from optdiff.provenance import content_digest
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("problem", "sampler", "grid")
 
-OF_THE_CALL = ("from", "out", "preview", "trust", "changed", "prompt_file")
+OF_THE_CALL = ("from", "out", "preview", "trust", "changed", "digests", "prompt_file")
 """Entries that no note decides. Of these `prompt_file` is a local file, which would be read into
 the next note; its prompts are noted instead."""
+
+OURS = "optdiff.problems.captioned_digits.text_to_image"
+"""The problem that needs no path: its model comes with optdiff."""
 
 SAYING = ("_target_", "_args_")
 """Of what Hydra's `instantiate` is told, what is run and on what; the rest says how."""
@@ -50,7 +57,7 @@ def read(image: str) -> dict[str, Any]:
     if fault:
         raise ConfigError(f"from: {image}: its note is none of generate.py's: {fault}")
     config = {name: value for name, value in note["config"].items() if name not in OF_THE_CALL}
-    return {"index": None} | note | {"config": {"grid": None} | config}
+    return {"index": None, "digests": {}} | note | {"config": {"grid": None} | config}
 
 
 def choices(
@@ -107,7 +114,32 @@ def laid_over(now: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]
                     f"from: {group} would run {_runs(then[group])}; trust=true lets it"
                 )
             taken[group] = then.pop(group)
-    return {**_overlaid(now, then, changed), **taken}
+    anew = {".".join(place) for place in changed} | {
+        place[0] for place in changed if len(place) == 1
+    }
+    if "problem" in anew or {"problem.variant", "problem.revision"} & anew:
+        anew.add("problem.path")
+    before = {name: digest for name, digest in note["digests"].items() if name not in anew}
+    return {**_overlaid(now, then, changed), **taken, "digests": before}
+
+
+def digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of what lies in the files that an image is made from, by entry. Where its note knew
+    of others, that is said.
+    """
+    problem, files = config["problem"], {name: config[name] for name in ("init_image", "latents")}
+    now = {name: content_digest(file) for name, file in files.items() if file is not None}
+    path = problem.get("path") or (SHIPPED if problem["_target_"] == OURS else None)
+    if path is not None:
+        patterns = checkpoint_files(problem.get("variant"))
+        root = locate(path, patterns, problem.get("revision"))
+        now["problem.path"] = content_digest(root, patterns)
+    for name, digest in config.get("digests", {}).items():
+        if now.get(name, digest) != digest:
+            named = files.get(name, path)
+            print(f"from: {name} = {named} holds something else than then, so this is another "
+                  "picture", file=sys.stderr)  # fmt: skip
+    return now
 
 
 def _overlaid(now: Any, then: Any, changed: Sequence[Place]) -> Any:
@@ -179,6 +211,8 @@ def _faults(note: Any) -> Iterator[str]:
     index = note.get("index")
     if index is not None and not (type(index) is int and index >= 0):
         yield f"index = {index!r} counts no image"
+    if not isinstance(note.get("digests", {}), dict):
+        yield "digests are not named"
     for group in GROUPS:
         entry = config.get(group)
         if not isinstance(entry, dict) and not (group == "grid" and entry is None):

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _build import build
-from _generate import completed, recalled, refuse, settled
-from _recall import OF_THE_CALL
+from _generate import captions, completed, recalled, refuse, settled
+from _progress import bar
+from _recall import OF_THE_CALL, digests
 from _sweep import end_with_parent, run, single
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -28,7 +29,7 @@ from optdiff import grids
 from optdiff.allocator import give_back_after_compiling
 from optdiff.cost import levels_within
 from optdiff.denoisers import Guided
-from optdiff.images import read_image, tile, to_pixels, write_png
+from optdiff.images import read_image, sheet, tile, to_pixels, write_png
 from optdiff.nn.tensorfile import CheckpointError
 from optdiff.problems.text_to_image import TextToImage, slerp
 from optdiff.sample import Step, last_denoising, sample, sample_keys, start
@@ -43,12 +44,25 @@ def main(config: DictConfig) -> None:
     if not single():  # several jobs share a place, each in a folder of its own
         given["out"] = f"{given['out']}/{HydraConfig.get().job.num}"
     config = settled(given, index)
+    make(config, Path(config["out"]), index)
+
+
+def make(config: dict[str, Any], folder: Path, only: int | None) -> None:
+    """`generate`, or in a line why not."""
     try:
-        generate(config, Path(config["out"]), index)
+        generate(config, folder, only)
     except FloatingPointError as error:
         float16 = config["problem"].get("dtype") == "float16"
         hint = ": float16 holds no numbers above 65504, problem.dtype=bfloat16 does" * float16
         refuse([f"{error}{hint}"])
+    except KeyboardInterrupt:
+        made = len([*folder.glob("[0-9]*.png")])
+        print(
+            f"interrupted; {made} finished images are in {folder}. Nothing goes on from there: the "
+            "same command makes all anew, with another out=... if it names one",
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
 
 def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> None:
@@ -73,19 +87,25 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
     # Prompts are in cond by now; as leaves of the problem their number would be compiled in.
     silent = dataclasses.replace(model, prompts=None)
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse([f"out: {error}"])
     if only is None:
         np.save(folder / "latents.npy", noise[: config["images"]])
-    note = {name: value for name, value in config.items() if name not in OF_THE_CALL}
+    note = {"config": {name: v for name, v in config.items() if name not in OF_THE_CALL}}
+    note["digests"] = digests(config)
     count, batch = len(x), min(config["batch"], len(x))
     jobs = [(row, first) for row in range(len(scales)) for first in range(0, count, batch)]
     if only is not None:  # with the company it had, whose number may move its last bits
         jobs = [job for job in jobs if job[0] * count + job[1] <= only][-1:]
-    pictures = []
-    with tqdm(total=len(jobs) * len(levels), unit="step", disable=None) as bar:
+    pictures, previews = [], {}
+    with bar(len(jobs) * len(levels), "step") as moving:
         for row, first in jobs:
             chosen = np.arange(first, first + batch) % count  # filled up: one shape, one program
-            watch = partial(step, bar, model, folder, row * count + first, config["preview"])
+            number = row * count + first
+            part = slice(number, number + count - first)
+            watch = partial(step, moving, model, folder, part, config["preview"], previews)
             take = partial(jax.tree.map, lambda leaf: leaf[chosen])  # noqa: B023
             guided = silent
             if scales[row] is not None:
@@ -95,15 +115,26 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
                 guided, sampler, levels, take(keys), cond=take(cond), x=take(x), finish=finish,
                 on_step=watch,
             )  # fmt: skip
-            images = to_pixels(model.decode(x0))
-            bar.update()
-            for i, pixels in enumerate(images[: count - first], row * count + first):
+            images = to_pixels(model.decode(x0))[: count - first]
+            moving.update()
+            previews.setdefault("end", []).extend(images)
+            for i, pixels in enumerate(images, number):
                 if only in (None, i):
-                    write_png(folder / f"{i:03}.png", pixels, {"config": note, "index": i})
+                    write_png(folder / f"{i:03}.png", pixels, note | {"index": i})
                     pictures.append(pixels)
+    if config["preview"]:
+        shown = np.stack([*previews.values()], axis=1)  # (images, steps, h, w, 3)
+        names = [
+            f"{i:03}"
+            for row, first in jobs
+            for i in range(row * count + first, row * count + first + batch)
+        ]
+        path = sheet(shown.reshape(-1, *shown.shape[2:]), columns=[*previews], rows=names)
+        write_png(folder / "preview.png", path, note | {"index": None})
     if only is None:
-        whole = tile(np.stack(pictures), config["images"])
-        write_png(folder / "grid.png", whole, {"config": note, "index": None})
+        columns, rows = captions(config)
+        whole = sheet(np.stack(pictures), columns=columns, rows=rows)
+        write_png(folder / "grid.png", whole, note | {"index": None})
     print(folder / ("grid.png" if only is None else f"{only:03}.png"))
 
 
@@ -176,12 +207,17 @@ def begin(config: dict[str, Any], model: TextToImage, noise: Samples, sigma: Any
     return latents + (sigma * noise).astype(noise.dtype)
 
 
-def step(bar: tqdm, model: TextToImage, folder: Path, first: int, every: int | None, at: Step):
+def step(
+    moving: tqdm, model: TextToImage, folder: Path, part: slice, every: int | None,
+    previews: dict[str, list], at: Step,
+) -> None:  # fmt: skip
     """Move the bar, and every so many steps show what the images look like by now."""
-    bar.update()
+    moving.update()
     if every and (at.i + 1) % every == 0:
         shown = to_pixels(model.decode(at.x - (at.sigma * at.eps).astype(at.x.dtype)))
-        write_png(folder / f"preview_{first:03}_{at.i + 1:03}.png", tile(shown, len(shown)))
+        shown = shown[: part.stop - part.start]  # without what only fills the batch
+        previews.setdefault(f"step {at.i + 1}", []).extend(shown)
+        write_png(folder / f"preview_{part.start:03}_{at.i + 1:03}.png", tile(shown, len(shown)))
 
 
 def started() -> None:

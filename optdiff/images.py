@@ -3,18 +3,24 @@
 This file owns pixels and the text in PNG files. What the text says is its writer's business.
 """
 
+import bisect
+import functools
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 NOTE = "optdiff"
 """The keyword of our text chunk in a PNG."""
+
+GAP, LEGIBLE = 8, 192
+"""On sheets, pixels between pictures; and the least width of one, which has words above it."""
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -47,6 +53,67 @@ def tile(
     sheet = np.full((rows * columns, h, w, 3), 255, np.uint8)
     sheet[:count] = pictures
     return sheet.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
+
+
+def sheet(
+    pictures: UInt8[np.ndarray, "b h w 3"], *, columns: Sequence[str], rows: Sequence[str]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Pictures in reading order with gaps between them, a head above each column and words above
+    each row; small ones enlarged by a whole number.
+
+    Words are literal: no markup, control characters by their escapes, up to four lines of them.
+
+    >>> sheet(np.zeros((2, 256, 256, 3), np.uint8), columns=["a", "b"], rows=["$1"]).shape[1]
+    536
+    """
+    times = -(-LEGIBLE // pictures.shape[2])
+    pictures = pictures.repeat(times, axis=1).repeat(times, axis=2)
+    h, w = pictures.shape[1:3]
+    font = _font(max(14, w // 24))
+    line = sum(font.getmetrics())
+    width = GAP + len(columns) * (w + GAP)
+    above = [_lines(words, font, width - 2 * GAP, most=4) for words in rows]
+    heads = line * any(columns)
+    height = GAP + heads + sum(line * len(lines) + h + 2 * GAP for lines in above)
+    whole = Image.new("RGB", (width, height), "white")
+    draw, y = ImageDraw.Draw(whole), GAP + heads
+    for column, words in enumerate(columns):
+        place = GAP + column * (w + GAP), GAP
+        draw.text(place, "".join(_lines(words, font, w, most=1)), "dimgray", font)
+    for row, lines in enumerate(above):
+        for words in lines:
+            draw.text((GAP, y), words, "black", font)
+            y += line
+        for column, picture in enumerate(pictures[row * len(columns) :][: len(columns)]):
+            whole.paste(Image.fromarray(picture), (GAP + column * (w + GAP), y + GAP // 2))
+        y += h + 2 * GAP
+    return np.asarray(whole)
+
+
+def _lines(words: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+    """Words on lines that fit, broken between them where that can be."""
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in words[:2000])
+    rest = "".join(escaped)
+    lines = []
+    while rest and len(lines) < most:
+        fits = bisect.bisect_right(
+            range(1, len(rest) + 1), width, key=lambda n: font.getlength(rest[:n])
+        )
+        space = rest.rfind(" ", 0, fits + 1)
+        end = len(rest) if fits == len(rest) else space if space > 0 else max(1, fits)
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    if rest:
+        lines[-1] = lines[-1][:-1] + "…"
+    return lines
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's, which is there wherever figures are drawn and has most alphabets."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def write_png(path: str | Path, pixels: Pixels, note: Any = None) -> None:

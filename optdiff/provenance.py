@@ -25,10 +25,14 @@ def source_digest(package: Path = PACKAGE) -> str:
     return _digest(package, [*source, *learnt])
 
 
-def content_digest(path: str | Path) -> str:
-    """Digest of the files below a path, by names and contents: the same wherever they lie."""
+def content_digest(path: str | Path, patterns: Iterable[str] = ("**/*",)) -> str:
+    """Digest of a file, or of those below a folder that one of the patterns matches, by names and
+    contents: the same wherever they lie."""
     root = Path(path)
-    return _digest(root, [file for file in root.rglob("*") if file.is_file()])
+    if root.is_file():
+        return _digest(root, [root])
+    below = {file for pattern in patterns for file in root.glob(pattern)}
+    return _digest(root, [file for file in below if file.is_file()])
 
 
 def stamp(path: str | Path) -> str | None:
@@ -56,7 +60,8 @@ def _digest(root: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

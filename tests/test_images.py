@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from optdiff.data.image_text import decode
-from optdiff.images import image_size, read_image, read_note, tile, to_pixels, write_png
+from optdiff.images import image_size, read_image, read_note, sheet, tile, to_pixels, write_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
 NOTE = {"prompt": 'a "cube", ü 🚀\n${x}', "seed": 2**40, "guidance": [1.5, None]}
@@ -80,6 +80,19 @@ def test_what_is_not_finite_is_no_picture(broken):
     images[1, 0, 0, 0] = broken
     with pytest.raises(FloatingPointError, match="1 of 3 images, decoded, are not finite"):
         to_pixels(images)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["$5 off $10", "\x1b[31m\x07\n", "猫 кот ü 🚀", "x" * 5000, "<b>&amp;</b>", "\ud800", ""],
+)
+def test_sheets_bear_any_words(words):
+    """Pictures lie where they should, whatever is written; for words there is room in height."""
+    pictures = np.full((4, 200, 200, 3), 77, np.uint8)
+    whole = sheet(pictures, columns=[words, "b"], rows=["one", words])
+    assert whole.shape[1] == 2 * 200 + 3 * 8 and whole.shape[0] < 2 * 200 + 220
+    assert (whole[-12 - 200 : -12, 8:208] == 77).all() and (whole == 77).all(-1).sum() >= 160_000
+    assert (whole[:, 208:216] == 255).all(-1).any() and (whole[:8] == 255).all()
 
 
 def test_what_is_no_image_or_says_nothing_is_refused(tmp_path):

@@ -101,9 +101,7 @@ def load(
 
     >>> load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=jnp.bfloat16)  # doctest: +SKIP
     """
-    weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
-    needed = _DESCRIPTIONS + [f"{part}/{name}" for part in MODULES for name in weights]
-    root = locate(path_or_repo, needed, revision)
+    root = locate(path_or_repo, checkpoint_files(variant), revision)
     original = None
     if root.is_file():
         original, root = single_file.parts(open_file(root)), _described(root, like)
@@ -134,6 +132,16 @@ def load(
         scheduler=scheduler,
         settings=settings,
     )
+
+
+def checkpoint_files(variant: str | None = None) -> list[str]:
+    """Patterns of the files that `load` reads in a folder or repository.
+
+    >>> "unet/config.json" in checkpoint_files()
+    True
+    """
+    weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
+    return _DESCRIPTIONS + [f"{part}/{name}" for part in MODULES for name in weights]
 
 
 def load_module(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import digits_folder
 import generate
-from _errors import ConfigError
+from _errors import ConfigError, explain
 from stable_diffusion_folder import write
 
 from optdiff import results
@@ -81,14 +84,16 @@ def test_one_command_makes_the_image_that_diffusers_makes(folder, tmp_path):
     latents = torch.from_numpy(np.load(out / "latents.npy").transpose(0, 3, 1, 2).copy())
     theirs = pipeline(prompt, latents=latents, num_inference_steps=8, guidance_scale=7.5).images[0]
     assert np.abs(pixels(out / "000.png") - np.asarray(theirs).astype(int)).max() <= 2
-    np.testing.assert_array_equal(pixels(out / "grid.png"), pixels(out / "000.png"))
+    shown = pixels(out / "grid.png")  # enlarged, on white, below its words
+    large = pixels(out / "000.png").repeat(6, axis=0).repeat(6, axis=1)
+    np.testing.assert_array_equal(shown[-12 - 192 : -12, 8:-8], large)
 
 
 @pytest.mark.slow
 def test_images_make_themselves_again(make, tmp_path):
     made = make("one", "prompt=a red cube", "images=3", "guidance=[1,7]", "seed=5")
     assert [p.name for p in made] == [f"{i:03}.png" for i in range(6)]
-    assert pixels(tmp_path / "one/grid.png").shape == (2 * 32, 3 * 32, 3)
+    assert pixels(tmp_path / "one/grid.png").shape[1] == 3 * 192 + 4 * 8
     for i in (2, 4):
         [again] = make(f"again{i}", f"from={made[i]}")
         assert again.name == made[i].name and apart(again, made[i]) == 0
@@ -221,8 +226,62 @@ def test_paths_between_prompts_and_seeds_keep_their_ends(make):
 def test_previews_show_every_so_many_steps(make, tmp_path):
     make("a", "prompt=a red cube", "preview=2", "nfe=6")
     shown = sorted(p.name for p in (tmp_path / "a").glob("preview*"))
-    assert shown == ["preview_000_002.png", "preview_000_004.png"]
-    assert pixels(tmp_path / "a" / shown[0]).shape == (32, 64, 3)
+    assert shown == ["preview.png", "preview_000_002.png", "preview_000_004.png"]
+    assert pixels(tmp_path / "a" / shown[1]).shape == (32, 64, 3)
+    assert pixels(tmp_path / "a/preview.png").shape[1] == 3 * 192 + 4 * 8  # two steps and the end
+
+
+def test_what_is_not_as_it_was_is_said(make, folder, tmp_path, capsys):
+    """Files that an image is made from are known by content, wherever they lie."""
+    for name, colour in (("init.png", "red"), ("other.png", "blue")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / name)
+    [image, *_] = make("a", "prompt=a cube", "init_image=init.png", "nfe=1", "images=1")
+    assert {*read_note(image)["digests"]} == {"init_image", "problem.path"}
+    (tmp_path / "init.png").rename(tmp_path / "moved.png")
+    make("b", f"from={image}", "init_image=moved.png")
+    make("c", f"from={image}", "init_image=other.png")  # as was asked for
+    assert "something else" not in capsys.readouterr().err
+    (tmp_path / "other.png").rename(tmp_path / "init.png")
+    make("d", f"from={image}")
+    [said] = capsys.readouterr().err.splitlines()
+    assert "from: init_image = init.png holds something else than then" in said
+    model = shutil.copytree(folder, tmp_path / "model")
+    make("e", f"from={image}", "init_image=moved.png", f"problem.path={model}")
+    made_there = sorted((tmp_path / "e").glob("[0-9]*.png"))[0]
+    (model / "scheduler/scheduler_config.json").write_text(
+        (model / "scheduler/scheduler_config.json").read_text() + "\n"
+    )
+    make("f", f"from={made_there}")
+    assert "problem.path" in capsys.readouterr().err
+
+
+def test_an_interruption_says_what_is_left(make, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    config = {"problem": {}}
+    (tmp_path / "out").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "out/000.png")
+    monkeypatch.setattr(generate, "generate", interrupted)
+    with pytest.raises(SystemExit) as end:
+        generate.make(config, tmp_path / "out", None)
+    said = capsys.readouterr().err
+    assert end.value.code == 130 and "1 finished images" in said and "makes all anew" in said
+
+
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ("images=[1", r"'images=\[1' is not understood"),
+        ("seed=${oc.env:NOPE}", "seed cannot be looked up: .*NOPE"),
+        ("seed=${nope}", "seed cannot be looked up: .*nope"),
+        ("sed=1", "there is no 'sed'; did you mean 'seed'"),
+    ],
+)
+def test_what_cannot_be_composed_is_said_in_a_line(ask, argument, said):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as error:
+        ask("prompt=a", argument)
+    assert re.search(said, explain(error.value)) and len(explain(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
