@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _build import check_targets, constructed, folder_name, whole_numbers
+from _build import check_targets, constructed, folder_name, text, whole_numbers
 from _errors import ConfigError, closest
 
 from optdiff import provenance, results
@@ -18,6 +18,9 @@ RESULTS = Path("results")
 
 HOW_NOT_WHAT = ("study", "batch", "refresh")
 """Entries that do not change what a job finds."""
+
+SHARED = ("problem", "metrics", "exact", "seed", "samples", "batch")
+"""Entries that decide what the jobs of a comparison share."""
 
 LEAST = {"nfe": 1, "samples": 1, "batch": 1, "keep": 1, "seed": None, "exact.levels": 2}
 """Entries that are whole numbers, and the least that each may be."""
@@ -111,6 +114,11 @@ def log(
 def _typed_anyhow(identity: tuple[str, ...]) -> tuple[str, ...]:
     """An identity whose names say 1 where 1.0 was typed."""
     return tuple(re.sub(r"(?<![\w.])(-?\d+)\.0*(?![\w.])", r"\1", part) for part in identity)
+
+
+def shared(config: Mapping[str, Any]) -> str:
+    """The part of a configuration that decides what jobs share, as JSON."""
+    return text({name: config[name] for name in SHARED})
 
 
 def construct(job: Job) -> None:

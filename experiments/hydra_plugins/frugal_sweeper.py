@@ -8,6 +8,7 @@ Hydra finds this file by its folder's name.
 import copy
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 
 import _jobs
 import _progress
@@ -25,16 +26,18 @@ class FrugalSweeper(BasicSweeper):
         compose = _Composer(loader, self.config)
         # Workers build in processes of their own; here it would only take the accelerator's memory.
         alone = self.config.hydra.runtime.choices["hydra/launcher"] == "basic"
-        jobs = []
+        jobs: dict[str, list[Sequence[str]]] = {}
         for overrides in super().get_job_batch():
             config, choices = compose(overrides)
             job = _jobs.job(config, choices, overrides, loader.get_group_options)
             if alone:
                 _jobs.construct(job)
             if _jobs.ask(job):
-                jobs.append(overrides)
-        _progress.watch(len(jobs))
-        return jobs
+                jobs.setdefault(_jobs.shared(job.config), []).append(overrides)
+        # One after another, those that share their noise: no more of it need be kept.
+        ordered = list(chain.from_iterable(jobs.values()))
+        _progress.watch(len(ordered))
+        return ordered
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Was done while they were chosen."""

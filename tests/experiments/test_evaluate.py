@@ -59,6 +59,19 @@ def test_a_sweep_skips_what_is_done_and_retries_what_failed(evaluate, tmp_path):
         assert (tmp_path / "results/mine" / name).stat().st_size > 0
 
 
+def test_a_metric_that_refuses_costs_itself_alone_and_nothing_is_drawn_for_none(evaluate, tmp_path):
+    few = ("problem=digits", "samples=4", "keep=2", "study=mine", "sampler=ddim", "exact.levels=3")
+    done = evaluate(*few, "nfe=2")
+    assert done.returncode == 0 and "prdc: " in done.stdout
+    (row,) = rows(tmp_path).values()
+    assert row["status"] == "ok" and set(row["refused"]) == {"frechet", "prdc"}
+    assert {"trajectory_error", "sliced_w2", "mmd"} <= set(row["metrics"])
+    metrics = ("trajectory_error", "sliced_w2", "energy_distance", "mmd")
+    assert evaluate(*few, "nfe=3", *(f"~metrics.{name}" for name in metrics)).returncode == 1
+    row = rows(tmp_path)["ddim", 3, 0]
+    assert "prdc: " in row["error"] and row["nfe"] is None  # before a sample was drawn
+
+
 @pytest.mark.slow
 def test_stale_rows_run_again_when_asked(evaluate, tmp_path):
     evaluate(*SMALL, "nfe=2")
