@@ -5,8 +5,7 @@ are measured on. This file owns its geometry and its network; no other library k
 names of its weights are its own.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,11 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from optdiff.nn import fields
 from optdiff.nn.abstract import abstract
+from optdiff.nn.fields import COUNT, field, several
 from optdiff.nn.layers import Conv, Dtype, GroupNorm
 from optdiff.nn.linear import Linear
 
 CLASS_NAME = "DigitJudge"
+GROUPS = 8  # of channels that are normed together
 
 
 @dataclass(frozen=True)
@@ -32,29 +34,39 @@ class JudgeConfig:
       side: pixels of the images that it learnt from; others are refused.
     """
 
-    widths: tuple[int, ...] = (24, 48, 96, 96)
-    features: int = 64
-    answers: tuple[int, int, int] = (10, 8, 8)
-    side: int = 32
+    widths: tuple[int, ...] = field((24, 48, 96, 96), several(COUNT))
+    features: int = field(64, COUNT)
+    answers: tuple[int, int, int] = field((10, 8, 8), several(COUNT))
+    side: int = field(32, COUNT)
+
+    def __post_init__(self):
+        fields.check(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "JudgeConfig":
         """Read a parsed `config.json`.
 
         Raises:
-          ValueError: naming every field that is not known.
+          ValueError: naming every field that is not known or holds what it may not.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = [k for k in raw if k not in known and k[:1] != "_"]
-        if unknown:
-            raise ValueError(f"{cls.__name__}: not known: {', '.join(unknown)}")
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
-        return cls(**fields)
+        return fields.read(cls, raw, {})
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` says: `from_dict` of it is this config."""
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
-        return {"_class_name": CLASS_NAME, **fields}
+        return {"_class_name": CLASS_NAME, **fields.written(self)}
+
+    @staticmethod
+    def misfits(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Fields that do not fit together, each with what it must be."""
+        if any(width % GROUPS for width in values["widths"]):
+            yield "widths", f"must be multiples of {GROUPS}"
+        if len(values["answers"]) != 3:
+            yield "answers", "must have 3 entries: digits, inks, papers"
+
+    @property
+    def least_tensors(self) -> int:
+        """A bound from below on how many tensors hold the weights."""
+        return len(self.widths)
 
 
 def names(config: JudgeConfig) -> dict[str, tuple[str, str]]:
@@ -97,7 +109,7 @@ class Judge(nnx.Module):
             width = out
         self.convs = nnx.List(convs)
         self.norms = nnx.List(
-            GroupNorm(w, groups=8, eps=1e-5, param_dtype=param_dtype)
+            GroupNorm(w, groups=GROUPS, eps=1e-5, param_dtype=param_dtype)
             for w in config.widths
             for _ in range(2)
         )

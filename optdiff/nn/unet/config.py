@@ -4,20 +4,21 @@ Field names and defaults are those of diffusers' UNet2DConditionModel, so that a
 and writes to a diffusers folder. This file owns their meaning; the modules are in `model.py`.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from optdiff.nn import fields
+from optdiff.nn.fields import COUNT, FLAG, NATURAL, NULL, NUMBER, ODD, field, one_of, several
 from optdiff.nn.layers import ACTIVATIONS
 
 CLASS_NAME = "UNet2DConditionModel"
 
 # Fields of diffusers' config that this UNet has one behaviour for: what they must say.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+FIXED: dict[str, tuple[Any, ...]] = {
     "addition_embed_type_num_heads": (64,),
     "attention_type": ("default",),
     "cross_attention_norm": (None,),
-    "dropout": (0,),
     "dual_cross_attention": (False,),
     "mid_block_only_cross_attention": (None, False),
     "num_attention_heads": (None,),
@@ -39,41 +40,10 @@ PER_BLOCK = (
 )
 
 
-class _Kind(NamedTuple):
-    """What a field may hold, in words and as a test."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-    def __or__(self, other: "_Kind") -> "_Kind":
-        return _Kind(f"{self.words} or {other.words}", lambda v: self.holds(v) or other.holds(v))
+_ACT = one_of(*ACTIVATIONS)
 
 
-def _one_of(*choices: Any) -> _Kind:
-    return _Kind("one of " + ", ".join(map(repr, choices)), lambda v: v in choices)
-
-
-def _several(kind: _Kind) -> _Kind:
-    return _Kind(
-        f"a list, each {kind.words}",
-        lambda v: isinstance(v, tuple) and len(v) > 0 and all(map(kind.holds, v)),
-    )
-
-
-_FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
-_COUNT = _Kind("a positive integer", lambda v: type(v) is int and v > 0)
-_NATURAL = _Kind("a natural number", lambda v: type(v) is int and v >= 0)
-_ODD = _Kind("an odd positive integer", lambda v: _COUNT.holds(v) and v % 2 == 1)
-_NUMBER = _Kind("a number", lambda v: type(v) in (int, float))
-_NULL = _Kind("null", lambda v: v is None)
-_ACT = _one_of(*ACTIVATIONS)
-
-
-def _field(default: Any, kind: _Kind) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": kind})
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class UNetConfig:
     """The geometry of a conditional UNet, in the words of diffusers' UNet2DConditionModel.
 
@@ -85,69 +55,69 @@ class UNetConfig:
       ValueError: some fields hold what they may not; all of them are named, with their values.
     """
 
-    sample_size: int | tuple[int, int] | None = _field(None, _NULL | _COUNT | _several(_COUNT))
-    in_channels: int = _field(4, _COUNT)
-    out_channels: int = _field(4, _COUNT)
-    center_input_sample: bool = _field(False, _FLAG)
-    flip_sin_to_cos: bool = _field(True, _FLAG)
-    freq_shift: float | int = _field(0, _NUMBER)
-    down_block_types: tuple[str, ...] = _field(
+    sample_size: int | tuple[int, int] | None = field(None, NULL | COUNT | several(COUNT))
+    in_channels: int = field(4, COUNT)
+    out_channels: int = field(4, COUNT)
+    center_input_sample: bool = field(False, FLAG)
+    flip_sin_to_cos: bool = field(True, FLAG)
+    freq_shift: float | int = field(0, NUMBER)
+    down_block_types: tuple[str, ...] = field(
         ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        _several(_one_of("CrossAttnDownBlock2D", "DownBlock2D")),
+        several(one_of("CrossAttnDownBlock2D", "DownBlock2D")),
     )
-    mid_block_type: str | None = _field(
-        "UNetMidBlock2DCrossAttn", _one_of("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
+    mid_block_type: str | None = field(
+        "UNetMidBlock2DCrossAttn", one_of("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
     )
-    up_block_types: tuple[str, ...] = _field(
+    up_block_types: tuple[str, ...] = field(
         ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        _several(_one_of("CrossAttnUpBlock2D", "UpBlock2D")),
+        several(one_of("CrossAttnUpBlock2D", "UpBlock2D")),
     )
-    only_cross_attention: bool | tuple[bool, ...] = _field(False, _FLAG | _several(_FLAG))
-    block_out_channels: tuple[int, ...] = _field((320, 640, 1280, 1280), _several(_COUNT))
-    layers_per_block: int | tuple[int, ...] = _field(2, _COUNT | _several(_COUNT))
-    downsample_padding: int = _field(1, _NATURAL)
-    mid_block_scale_factor: float | int = _field(1, _NUMBER)
-    act_fn: str = _field("silu", _ACT)
-    norm_num_groups: int = _field(32, _COUNT)
-    norm_eps: float | int = _field(1e-5, _NUMBER)
-    cross_attention_dim: int | tuple[int, ...] = _field(1280, _COUNT | _several(_COUNT))
-    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = _field(
-        1, _NATURAL | _several(_NATURAL | _several(_NATURAL))
+    only_cross_attention: bool | tuple[bool, ...] = field(False, FLAG | several(FLAG))
+    block_out_channels: tuple[int, ...] = field((320, 640, 1280, 1280), several(COUNT))
+    layers_per_block: int | tuple[int, ...] = field(2, COUNT | several(COUNT))
+    downsample_padding: int = field(1, NATURAL)
+    mid_block_scale_factor: float | int = field(1, NUMBER)
+    act_fn: str = field("silu", _ACT)
+    norm_num_groups: int = field(32, COUNT)
+    norm_eps: float | int = field(1e-5, NUMBER)
+    cross_attention_dim: int | tuple[int, ...] = field(1280, COUNT | several(COUNT))
+    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = field(
+        1, NATURAL | several(NATURAL | several(NATURAL))
     )
-    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = _field(
-        None, _NULL | _several(_NATURAL | _several(_NATURAL))
+    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = field(
+        None, NULL | several(NATURAL | several(NATURAL))
     )
-    encoder_hid_dim: int | None = _field(None, _NULL | _COUNT)
-    encoder_hid_dim_type: str | None = _field(None, _one_of(None, "text_proj"))
-    attention_head_dim: int | tuple[int, ...] = _field(8, _COUNT | _several(_COUNT))
-    use_linear_projection: bool = _field(False, _FLAG)
-    class_embed_type: str | None = _field(
-        None, _one_of(None, "timestep", "identity", "projection", "simple_projection")
+    encoder_hid_dim: int | None = field(None, NULL | COUNT)
+    encoder_hid_dim_type: str | None = field(None, one_of(None, "text_proj"))
+    attention_head_dim: int | tuple[int, ...] = field(8, COUNT | several(COUNT))
+    use_linear_projection: bool = field(False, FLAG)
+    class_embed_type: str | None = field(
+        None, one_of(None, "timestep", "identity", "projection", "simple_projection")
     )
-    addition_embed_type: str | None = _field(None, _one_of(None, "text_time"))
-    addition_time_embed_dim: int | None = _field(None, _NULL | _COUNT)
-    num_class_embeds: int | None = _field(None, _NULL | _COUNT)
-    upcast_attention: bool | None = _field(False, _NULL | _FLAG)
-    resnet_time_scale_shift: str = _field("default", _one_of("default", "scale_shift"))
-    time_embedding_dim: int | None = _field(None, _NULL | _COUNT)
-    time_embedding_act_fn: str | None = _field(None, _NULL | _ACT)
-    timestep_post_act: str | None = _field(None, _NULL | _ACT)
-    time_cond_proj_dim: int | None = _field(None, _NULL | _COUNT)
-    conv_in_kernel: int = _field(3, _ODD)
-    conv_out_kernel: int = _field(3, _ODD)
-    projection_class_embeddings_input_dim: int | None = _field(None, _NULL | _COUNT)
-    class_embeddings_concat: bool = _field(False, _FLAG)
+    addition_embed_type: str | None = field(None, one_of(None, "text_time"))
+    addition_time_embed_dim: int | None = field(None, NULL | COUNT)
+    num_class_embeds: int | None = field(None, NULL | COUNT)
+    upcast_attention: bool | None = field(False, NULL | FLAG)
+    resnet_time_scale_shift: str = field("default", one_of("default", "scale_shift"))
+    time_embedding_dim: int | None = field(None, NULL | COUNT)
+    time_embedding_act_fn: str | None = field(None, NULL | _ACT)
+    timestep_post_act: str | None = field(None, NULL | _ACT)
+    time_cond_proj_dim: int | None = field(None, NULL | COUNT)
+    conv_in_kernel: int = field(3, ODD)
+    conv_out_kernel: int = field(3, ODD)
+    projection_class_embeddings_input_dim: int | None = field(None, NULL | COUNT)
+    class_embeddings_concat: bool = field(False, FLAG)
 
     def __post_init__(self):
-        _raise_if(_problems(vars(self)))
+        fields.check(self)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
+    def from_dict(cls, raw: Mapping[str, Any]) -> "UNetConfig":
         """Read a diffusers `config.json`.
 
         Args:
-          config: the parsed file; keys that start with `_` are diffusers' own notes, except that
-            `_class_name`, where given, must be UNet2DConditionModel.
+          raw: the parsed file; keys that start with `_` are diffusers' own notes, except that
+            `_class_name`, where there is one, must be UNet2DConditionModel.
 
         Raises:
           ValueError: fields that are unknown, or that this UNet cannot honour, all in one message.
@@ -155,21 +125,7 @@ class UNetConfig:
         >>> UNetConfig.from_dict({"cross_attention_dim": 768}).heads
         (8, 8, 8, 8)
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        given = {k: _tupled(v) for k, v in config.items() if not k.startswith("_")}
-        problems = []
-        if config.get("_class_name", CLASS_NAME) != CLASS_NAME:
-            problems.append(f"_class_name = {config['_class_name']!r}: must be {CLASS_NAME!r}")
-        for name, value in given.items():
-            if name in NEUTRAL and value not in NEUTRAL[name]:
-                must = " or ".join(map(repr, NEUTRAL[name]))
-                problems.append(f"{name} = {value!r}: not supported, must be {must}")
-            elif name not in NEUTRAL and name not in known:
-                problems.append(f"{name} = {value!r}: not a known field")
-        fields = {name: value for name, value in given.items() if name in known}
-        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
-        _raise_if(problems + _problems({**defaults, **fields}))
-        return cls(**fields)
+        return fields.read(cls, raw, FIXED | {"_class_name": (CLASS_NAME,)})
 
     def to_dict(self) -> dict[str, Any]:
         """The diffusers `config.json` of this UNet, which `from_dict` reads back to an equal one.
@@ -177,7 +133,13 @@ class UNetConfig:
         >>> UNetConfig.from_dict(UNetConfig().to_dict()) == UNetConfig()
         True
         """
-        return {"_class_name": CLASS_NAME, **{k: _listed(v) for k, v in vars(self).items()}}
+        return {"_class_name": CLASS_NAME, **fields.written(self)}
+
+    @staticmethod
+    def misfits(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Fields that do not fit together, each with what it must be."""
+        # The other checks take lists to be as long as they must.
+        yield from list(_wrong_lengths(values)) or _misfits(values)
 
     def per_block(self, name: str) -> tuple[Any, ...]:
         """A field that holds one value, or one per down block, as one per down block."""
@@ -218,38 +180,32 @@ class UNetConfig:
         return tuple(map(_spread, depths, (n + 1 for n in self._layers[::-1])))
 
     @property
+    def least_tensors(self) -> int:
+        """A bound from below on how many tensors hold the weights, known before anything is built.
+
+        >>> UNetConfig(layers_per_block=10**9).least_tensors > 10**9
+        True
+        """
+        layers, depths = self._layers, self.per_block("transformer_layers_per_block")
+        up_depths = self.reverse_transformer_layers_per_block or depths[::-1]
+        down = zip(self.down_block_types, depths, layers, strict=True)
+        up = zip(self.up_block_types, up_depths, [n + 1 for n in layers[::-1]], strict=True)
+        count = sum(layers)
+        for kind, depth, n in (*down, *up):
+            if kind.startswith("CrossAttn"):
+                count += sum(depth) if isinstance(depth, tuple) else depth * n
+        return count
+
+    @property
     def _layers(self) -> tuple[int, ...]:
         return self.per_block("layers_per_block")
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
-
-
-def _listed(value: Any) -> Any:
-    return list(map(_listed, value)) if isinstance(value, tuple) else value
 
 
 def _spread(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return depth if isinstance(depth, tuple) else (depth,) * layers
 
 
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("UNet config:\n  " + "\n  ".join(problems))
-
-
-def _problems(config: dict[str, Any]) -> list[str]:
-    """Everything wrong with these fields: first each by itself, then how they fit together."""
-    kinds = {f.name: f.metadata["kind"] for f in dataclasses.fields(UNetConfig)}
-    wrong = [(name, f"must be {kind.words}") for name, kind in kinds.items()
-             if not kind.holds(config[name])]  # fmt: skip
-    # Lengths are read off fields that must have the right types first.
-    wrong = wrong or list(_wrong_lengths(config)) or list(_misfits(config))
-    return [f"{name} = {config[name]!r}: {words}" for name, words in wrong]
-
-
-def _wrong_lengths(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _wrong_lengths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     blocks = len(config["block_out_channels"])
     for name in PER_BLOCK:
         if isinstance(config[name], tuple) and len(config[name]) != blocks:
@@ -258,7 +214,7 @@ def _wrong_lengths(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "sample_size", "must be one number or (height, width)"
 
 
-def _misfits(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _misfits(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
     blocks = len(widths)
     if any(width % groups for width in widths):

@@ -123,8 +123,8 @@ def test_what_is_written_reads_back_here_and_in_transformers(cls, raw):
 def test_one_error_names_every_field_that_cannot_be_honoured():
     bad = {
         "hidden_act": "relu",
-        "attention_dropout": 0.1,
-        "num_attention_heads": 7,
+        "attention_dropout": 1.5,
+        "num_attention_heads": 0,
         "eos_token_id": [2, 3],
         "model_type": "siglip_text_model",
         "rope_theta": 1e4,
@@ -132,6 +132,7 @@ def test_one_error_names_every_field_that_cannot_be_honoured():
     with pytest.raises(ValueError, match=r"^CLIPTextConfig:") as error:
         CLIPTextConfig.from_dict(SD15_TEXT | bad)
     for field, value in bad.items():
+        value = tuple(value) if isinstance(value, list) else value
         assert f"{field} = {value!r}: " in str(error.value)
 
 
@@ -146,7 +147,7 @@ def test_the_joint_error_says_which_tower():
         CLIPConfig.from_dict(raw)
     for fault in (
         "text_config.hidden_act = 'relu'",
-        "vision_config.image_size = [224, 224]",
+        "vision_config.image_size = (224, 224)",
         "vision_config.rope = 1",
         "logit_scale_init_value = None",
         "loss = 'siglip'",

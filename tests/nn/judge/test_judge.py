@@ -30,5 +30,5 @@ def test_it_answers_every_question_from_features_alone():
 def test_images_of_another_size_and_unknown_fields_are_refused():
     with pytest.raises(ValueError, match=r"16x8.*learnt from 8x8"):
         Judge(CONFIG, rngs=nnx.Rngs(0))(jnp.zeros((1, 16, 8, 3)))
-    with pytest.raises(ValueError, match="not known: depth"):
+    with pytest.raises(ValueError, match="depth = 3: not a known field"):
         JudgeConfig.from_dict({**CONFIG.to_dict(), "depth": 3})

@@ -49,7 +49,7 @@ def test_one_error_names_every_field_that_cannot_be_honoured():
         "down_block_types": ["DownBlock2D"] * 4,
         "use_quant_conv": None,
         "layers_per_block": "2",
-        "dropout": 0.1,
+        "dropout": -0.1,
         "_class_name": "AutoencoderTiny",
     }
     with pytest.raises(ValueError, match=r"^VAEConfig:") as error:
