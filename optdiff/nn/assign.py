@@ -6,7 +6,9 @@ pipelines are `checkpoint.py`'s.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,8 @@ from optdiff.nn.tensorfile import FLOATS, CheckpointError, Tensor
 
 Names = Mapping[str, tuple[str, str]]
 """Our parameter's path, joined by dots -> (foreign tensor name, key of `LAYOUTS`)."""
+
+_PROBLEMS = 50  # of one network in a message; of another geometry there are hundreds
 
 
 class Layout(NamedTuple):
@@ -59,14 +63,16 @@ class Family(NamedTuple):
       build: (config, dtype, rngs) -> a module that stores and computes in `dtype`, with the config
         as its `config`.
       names: the table of a config's parameters.
-      canonical: any published spelling of a tensor's name -> the one in `names`; None to ignore it.
+      canonical: any published spelling of a tensor's name -> the one in `names`.
+      spare: a pattern of names that files have beside those, and nothing here depends on.
     """
 
     library: str
     config: Callable[[Mapping[str, Any]], Any]
     build: Callable[[Any, Any, nnx.Rngs], nnx.Module]
     names: Callable[[Any], Names]
-    canonical: Callable[[str], str | None]
+    canonical: Callable[[str], str]
+    spare: str = r"(.*\.)?position_ids"
 
 
 class Draft(NamedTuple):
@@ -91,56 +97,80 @@ def draft(
       dtype: what the parameters are to be stored in.
 
     Returns:
-      The draft. Its `problems` are told together by `check`, so that one error names everything
+      The draft. Its `problems` are raised together by `check`, so that one error names everything
       that is wrong with a checkpoint.
     """
     shapes = abstract(lambda rngs: family.build(config, dtype, rngs))
     graphdef, state = nnx.split(shapes)
     leaves = nnx.to_flat_state(state)
     problems: list[str] = []
-    found: dict[str, Tensor] = {}
-    due = {name for name, _ in names.values()}
+    by_name: dict[str, Tensor] = {}
+    due, spare = {name for name, _ in names.values()}, re.compile(family.spare)
+    left_out = []
     for spelling, tensor in tensors.items():
         name = family.canonical(spelling)
-        if name in found:
-            problems.append(f"twice: {found[name].name} and {spelling} are both {name}")
+        if name in by_name:
+            problems.append(f"twice: {by_name[name].name} and {spelling} are both {name}")
         elif name in due:
-            found[name] = tensor
-        elif name is not None:
+            by_name[name] = tensor
+        elif spare.fullmatch(name):
+            left_out.append(tensor)
+        else:
             problems.append(f"unexpected: {spelling} {tensor.shape} in {tensor.path.name}")
+    warn_of(left_out)
     sources = []
     for path, leaf in leaves:
         name, layout = names[".".join(map(str, path))]
-        expected = LAYOUTS[layout].shape(leaf.get_value().shape)
-        problem = _misfit(name, found.get(name), expected)
+        ours = leaf.get_value().shape
+        problem = _misfit(name, by_name.get(name), LAYOUTS[layout], ours)
         problems += problem
-        sources.append(None if problem else (found[name], LAYOUTS[layout]))
+        sources.append(None if problem else (by_name[name], LAYOUTS[layout]))
     return Draft(graphdef, list(leaves), sources, problems)
 
 
-def _misfit(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> list[str]:
+def _misfit(name: str, tensor: Tensor | None, layout: Layout, ours: tuple[int, ...]) -> list[str]:
+    expected = layout.shape(ours)
     if tensor is None:
         return [f"missing: {name} {expected}"]
-    if tensor.shape != expected:
+    # Some files hold a 1x1 convolution as the matrix that it is.
+    if tensor.shape not in (expected, expected[: len(expected) - len(layout.ones)]):
         return [f"mis-shaped: {tensor.name} is {tensor.shape}, expected {expected}"]
     if tensor.dtype not in FLOATS:
         return [f"mistyped: {tensor.name} is {tensor.dtype}, expected {', '.join(sorted(FLOATS))}"]
     return []
 
 
+def warn_of(left_out: Sequence[Tensor]) -> None:
+    """Say in one line which tensors of a file are not read; tables of positions go unmentioned."""
+    names = [tensor.name for tensor in left_out if not tensor.name.endswith("position_ids")]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        warnings.warn(
+            f"{left_out[0].path}: left out, as no image depends on it: "
+            f"{', '.join(names[:5])}{more}",
+            stacklevel=3,
+        )
+
+
 def check(drafts: Mapping[str, Draft]) -> None:
     """Raise everything that is wrong with the drafts, by name, in one error.
 
     Raises:
-      CheckpointError: listing every missing, unexpected, mis-shaped and mistyped tensor.
+      CheckpointError: listing the missing, unexpected, mis-shaped and mistyped tensors of every
+        network, fifty at most of each.
     """
-    told = [
-        f"{where} does not match its config.json:\n  " + "\n  ".join(sorted(d.problems))
+    misfits = [
+        f"{where} does not match its config.json:\n  " + "\n  ".join(_first(d.problems))
         for where, d in drafts.items()
         if d.problems
     ]
-    if told:
-        raise CheckpointError("\n".join(told))
+    if misfits:
+        raise CheckpointError("\n".join(misfits))
+
+
+def _first(problems: list[str]) -> list[str]:
+    more = [f"and {len(problems) - _PROBLEMS} more"] if len(problems) > _PROBLEMS else []
+    return sorted(problems)[:_PROBLEMS] + more
 
 
 def fill(draft: Draft) -> nnx.Module:

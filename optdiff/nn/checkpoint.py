@@ -1,13 +1,16 @@
 """Checkpoints: folders in the layout of diffusers and transformers, into modules and out of them.
 
-This file owns what a folder holds: which class is which family, the pipeline's index, and that a
-save is all there or not there. Names, shapes and types are matched in `assign.py`, files read in
-`tensorfile.py`, fetched by `hub.py`; the original single-file layout is in `single_file.py`. How a
-pipeline's parts work together, and what its scheduler's config means, is left to others.
+This file owns what a folder holds: which class is which family, and that a save is all there or not
+there. The pipeline's index is in `model_index.py`. Names, shapes and types are matched in
+`assign.py`, files read in `tensorfile.py`, fetched by `hub.py`; the original single-file layout is
+in `single_file.py`. How a pipeline's parts work together, and what its scheduler's config means, is
+left to others.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from optdiff.nn import single_file
-from optdiff.nn.assign import Family, check, draft, fill, foreign_arrays
+from optdiff.nn.assign import Family, Names, check, draft, fill, foreign_arrays
 from optdiff.nn.clip.tokenizer import load_tokenizer, save_tokenizer
 from optdiff.nn.families import FAMILIES, class_name_of
 from optdiff.nn.hub import locate, weight_files
+from optdiff.nn.model_index import EMPTY, MODULES, TEXT_ENCODERS, TOKENIZERS, WORDS_OF, read_index
 from optdiff.nn.tensorfile import (
     CheckpointError,
+    Tensor,
     appearing,
+    holds,
     open_file,
     open_folder,
     read_json,
@@ -29,12 +35,6 @@ from optdiff.nn.tensorfile import (
     write_json,
 )
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-MODULES = ("unet", "vae", *TEXT_ENCODERS)
-_EMPTY = [None, None]  # in model_index.json, a place without a part
-# Parts of a published pipeline that take no part in making an image.
-_BYSTANDERS = ("safety_checker", "feature_extractor")
 _DESCRIPTIONS = [
     "model_index.json",
     "scheduler/scheduler_config.json",
@@ -87,7 +87,8 @@ def load(
       path_or_repo: a folder in the diffusers layout, a hub repository `owner/name` that holds one,
         or a single `.safetensors` file in the original SD 1.x layout.
       dtype: what all parameters are stored in.
-      variant: the word in the weight files' names, such as `fp16`.
+      variant: the word in the weight files' names, such as `fp16`. Parts that have none, where
+        another has, are read from their plain files, with a warning.
       like: with a single file, the folder or repository that describes the same geometry: its
         configs, tokenizer and scheduler are used and its weights are not.
       revision: branch, tag or commit of the hub repository.
@@ -107,28 +108,35 @@ def load(
         original, root = single_file.parts(open_file(root)), _described(root, like)
     elif like is not None:
         raise CheckpointError(f"{root}: a folder describes itself; like= goes with a single file")
-    classes, settings = _read_index(root)
+    classes, settings = read_index(root)
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     tokenizers = {part: _tokenizer(root / part) for part in TOKENIZERS if classes.get(part)}
+    families = {part: _family(root / part, classes[part]) for part in MODULES if classes.get(part)}
+    variants = dict.fromkeys(families, variant)
+    if original is None and (plain := _without(root, families, variant)):
+        # Fetched only now: most variants are there for every part, and then plain files are not.
+        locate(path_or_repo, _weights(plain, None), revision)
+        warnings.warn(
+            f"{root}: no {variant} weights of {', '.join(plain)}: plain ones", stacklevel=2
+        )
+        variants |= dict.fromkeys(plain)
     drafts = {}
-    for part in MODULES:
-        if not classes.get(part):
-            continue
-        family, config = _family(root / part, classes[part])
+    for part, (family, config) in families.items():
         if original is None:
-            names = family.names(config)
-            tensors = open_folder(root / part, STEMS[family.library], variant)
+            tensors = open_folder(root / part, STEMS[family.library], variants[part])
+            names = _names(root / part, family.names, config, tensors)
         else:
-            names = single_file.names(part, family, config)
-            tensors = original[part]
+            tensors = single_file.share(original, part)
+            names = _names(root / part, partial(single_file.names, part, family), config, tensors)
         drafts[part] = draft(family, config, names, tensors, _float(dtype))
     check(drafts)
     modules = {part: fill(drafts.pop(part)) for part in list(drafts)}
+    encoders = {part: words for part, words in WORDS_OF.items() if part in classes}
     return Pipeline(
         unet=modules["unet"],
         vae=modules["vae"],
-        text_encoders=tuple(modules.get(part) for part in TEXT_ENCODERS if part in classes),
-        tokenizers=tuple(tokenizers.get(part) for part in TOKENIZERS if part in classes),
+        text_encoders=tuple(modules.get(part) for part in encoders),
+        tokenizers=tuple(tokenizers.get(encoders[part]) for part in encoders),
         scheduler=scheduler,
         settings=settings,
     )
@@ -140,8 +148,7 @@ def checkpoint_files(variant: str | None = None) -> list[str]:
     >>> "unet/config.json" in checkpoint_files()
     True
     """
-    weights = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
-    return _DESCRIPTIONS + [f"{part}/{name}" for part in MODULES for name in weights]
+    return _DESCRIPTIONS + _weights(MODULES, variant)
 
 
 def load_module(
@@ -171,7 +178,8 @@ def load_module(
     root = locate(path_or_repo, ["config.json", *weights], revision)
     family, config = _family(root)
     tensors = open_folder(root, STEMS[family.library], variant)
-    drafted = draft(family, config, family.names(config), tensors, _float(dtype))
+    names = _names(root, family.names, config, tensors)
+    drafted = draft(family, config, names, tensors, _float(dtype))
     check({str(root): drafted})
     return fill(drafted)
 
@@ -197,9 +205,9 @@ def save(path: str | Path, pipeline: Pipeline, *, shard_bytes: int = SHARD_BYTES
     with appearing(path) as root:
         modules = dict(zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False))
         for part, module in {"unet": pipeline.unet, "vae": pipeline.vae, **modules}.items():
-            index[part] = _save_module(root / part, module, shard_bytes) if module else _EMPTY
+            index[part] = _save_module(root / part, module, shard_bytes) if module else EMPTY
         for part, tokenizer in zip(TOKENIZERS, pipeline.tokenizers, strict=False):
-            index[part] = ["transformers", "CLIPTokenizer"] if tokenizer else _EMPTY
+            index[part] = ["transformers", "CLIPTokenizer"] if tokenizer else EMPTY
             if tokenizer:
                 save_tokenizer(root / part, tokenizer)
         (root / "scheduler").mkdir()
@@ -232,32 +240,40 @@ def save_module(path: str | Path, module: nnx.Module, *, shard_bytes: int = SHAR
         _save_module(root, module, shard_bytes)
 
 
+def _weights(parts: Iterable[str], variant: str | None) -> list[str]:
+    """Patterns of a pipeline's files of weights."""
+    names = [name for stem in STEMS.values() for name in weight_files(stem, variant)]
+    return [f"{part}/{name}" for part in parts for name in names]
+
+
+def _without(
+    root: Path, families: Mapping[str, tuple[Family, Any]], variant: str | None
+) -> list[str]:
+    """The parts that a variant does not have, if it has any: as in diffusers, they come plain."""
+    missing = [
+        part
+        for part, (family, _) in families.items()
+        if not holds(root / part, STEMS[family.library], variant)
+    ]
+    return missing if variant and len(missing) < len(families) else []
+
+
+def _names(
+    folder: Path, table: Callable[[Any], Names], config: Any, tensors: Mapping[str, Tensor]
+) -> Names:
+    """A network's table of names, which is made by building it: not if its tensors cannot do."""
+    if (least := config.least_tensors) > len(tensors):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: describes a network of {least} tensors at least, but there "
+            f"are {len(tensors)}"
+        )
+    return table(config)
+
+
 def _float(dtype: Any) -> Any:
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise ValueError(f"dtype={dtype}: weights are kept in a type of floating-point numbers")
     return jnp.dtype(dtype)
-
-
-def _read_index(root: Path) -> tuple[dict[str, str | None], dict[str, Any]]:
-    """The class of each part in `model_index.json`, None for an empty place, and the rest of it."""
-    path = root / "model_index.json"
-    index = read_json(path)
-    known = {*MODULES, *TOKENIZERS, "scheduler", *_BYSTANDERS}
-    parts = {k: v for k, v in index.items() if isinstance(v, list) or k in known}
-    problems = [
-        f"{part} = {entry!r} is no part of a pipeline here"
-        for part, entry in parts.items()
-        if entry != _EMPTY and not (part in known and _names_a_class(entry))
-    ]
-    needed = ("unet", "vae", "scheduler")
-    problems += [f"{part} is missing" for part in needed if parts.get(part, _EMPTY) == _EMPTY]
-    if problems:
-        raise CheckpointError(f"{path}: " + "; ".join(problems))
-    return {k: v[1] for k, v in parts.items()}, {k: v for k, v in index.items() if k not in parts}
-
-
-def _names_a_class(entry: Any) -> bool:
-    return isinstance(entry, list) and [type(word) for word in entry] == [str, str]
 
 
 def _family(folder: Path, class_name: str | None = None) -> tuple[Family, Any]:
@@ -287,7 +303,9 @@ def _described(file: Path, like: str | Path | None) -> Path:
             "diffusers folder or hub repository of the same geometry, whose weights are not read "
             "(for SD 1.x like='stable-diffusion-v1-5/stable-diffusion-v1-5')"
         )
-    return locate(like, _DESCRIPTIONS)
+    if (folder := locate(like, _DESCRIPTIONS)).is_dir():
+        return folder
+    raise CheckpointError(f"like={like}: a file; it must be a folder in the diffusers layout")
 
 
 def _tokenizer(folder: Path) -> Any:

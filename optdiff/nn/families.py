@@ -28,6 +28,7 @@ _TEXT = Family(
     build=lambda config, dtype, rngs: TextEncoder(config, param_dtype=dtype, rngs=rngs),
     names=_clip_names,
     canonical=clip_weights.canonical,
+    spare=clip_weights.SPARE_TEXT,
 )
 _VISION = Family(
     library="transformers",
@@ -35,6 +36,7 @@ _VISION = Family(
     build=lambda config, dtype, rngs: VisionEncoder(config, param_dtype=dtype, rngs=rngs),
     names=_clip_names,
     canonical=clip_weights.vision_canonical,
+    spare=clip_weights.SPARE_VISION,
 )
 FAMILIES = {
     "UNet2DConditionModel": Family(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from optdiff.nn.assign import Family, Names
+from optdiff.nn.assign import Family, Names, warn_of
 from optdiff.nn.tensorfile import CheckpointError, Tensor
 from optdiff.nn.vae.weights import original_names
 
@@ -18,10 +18,11 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-# The trainer's tables, its running average of the weights, and the autoencoder's critic.
-_IGNORED = re.compile(
+# The trainer's tables and counters, its average of the weights, and the autoencoder's critic.
+_SPARE = re.compile(
     r"model_ema\..*|first_stage_model\.loss\..*|betas|logvar|lvlb_weights|scale_factor"
     r"|alphas_cumprod(_prev)?|(sqrt|log|posterior)_[a-z0-9_]+"
+    r"|(.*\.)?(position_ids|logit_scale|global_step|epoch)"
 )
 _ELSEWHERE = {
     "cond_stage_model.model.": "SD 2.x",
@@ -62,6 +63,7 @@ def parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
       CheckpointError: the file is of another generation of Stable Diffusion.
     """
     dealt: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
+    left_out: list[Tensor] = []
     for name, tensor in tensors.items():
         for prefix, generation in _ELSEWHERE.items():
             if name.startswith(prefix):
@@ -70,11 +72,24 @@ def parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
                     "SD 1.x is read in this layout. Convert it with diffusers: "
                     "`from_single_file(file)`, then `save_pretrained(folder)`"
                 )
-        if _IGNORED.fullmatch(name):
+        if _SPARE.fullmatch(name):
+            left_out.append(tensor)
             continue
         part = next((p for p, prefix in PREFIXES.items() if name.startswith(prefix)), "unet")
         dealt[part][name.removeprefix(PREFIXES[part])] = tensor
+    warn_of(left_out)
     return dealt
+
+
+def share(dealt: Mapping[str, dict[str, Tensor]], part: str) -> dict[str, Tensor]:
+    """The tensors of one network among those that `parts` dealt out.
+
+    Raises:
+      CheckpointError: a single file has no such part (a second text encoder).
+    """
+    if part not in dealt:
+        raise CheckpointError(f"a single file of SD 1.x holds no {part}; `like` describes another")
+    return dealt[part]
 
 
 def names(part: str, family: Family, config: Any) -> Names:
@@ -89,10 +104,8 @@ def names(part: str, family: Family, config: Any) -> Names:
       Our path -> (name without prefix, layout).
 
     Raises:
-      CheckpointError: a single file has no such part (a second text encoder).
+      CheckpointError: the geometry is not of SD 1.x.
     """
-    if part not in PREFIXES:
-        raise CheckpointError(f"a single file of SD 1.x holds no {part}; `like` describes another")
     if part == "vae":
         return original_names(config)
     if part == "unet":
@@ -122,11 +135,11 @@ def unet_name(name: str, config: Any) -> str:
     module, _, leaf = name.rpartition(".")
     if module in _ENDS:
         return f"{_ENDS[module]}.{leaf}"
-    found = _BLOCK.fullmatch(name)
-    if found is None:
+    place = _BLOCK.fullmatch(name)
+    if place is None:
         return name  # not in SD 1.x: it will be missing under its own name
-    level, kind, rest = found[1], found[3], found[5]
-    block, i = int(found[2] or 0), int(found[4])
+    level, kind, rest = place[1], place[3], place[5]
+    block, i = int(place[2] or 0), int(place[4])
     if kind == "resnets":
         ours, _, leaf = rest.rpartition(".")
         rest = f"{_RESNET[ours]}.{leaf}"

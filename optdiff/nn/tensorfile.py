@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ FLOATS = {
 
 # Large enough that reading is not slower for it, small enough to stay in a processor's cache.
 _CHUNK_BYTES = 2**20
+# A header longer than this, a hundred thousand tensors, is none of a network of ours: it would be
+# parsed for a minute only to be refused. The format allows a hundred megabytes.
+_HEADER_BYTES = 2**24
 
 _PICKLED = (
     "pickled weights can run code when they are opened. Load them once in torch, from a source "
@@ -119,18 +123,27 @@ def open_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        length = _header_length(path)
         with safe_open(path, framework="np", backend="pread") as file:
-            return _describe(path, file)
+            return _describe(path, length, file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); fetch or write it again"
         ) from error
 
 
-def _describe(path: Path, file: Any) -> dict[str, Tensor]:
-    """The tensors of a file that `safe_open` has found to be whole."""
+def _header_length(path: Path) -> int:
     with path.open("rb") as raw:
         length = int.from_bytes(raw.read(8), "little")
+    if length > _HEADER_BYTES:
+        raise OSError(f"header too large: {length} bytes, at most {_HEADER_BYTES}")
+    return length
+
+
+def _describe(path: Path, length: int, file: Any) -> dict[str, Tensor]:
+    """The tensors of a file that `safe_open` has seen to be whole."""
+    with path.open("rb") as raw:
+        raw.seek(8)
         header = json.loads(raw.read(length))
     tensors = {}
     for name in file.keys():  # noqa: SIM118
@@ -144,9 +157,9 @@ def _describe(path: Path, file: Any) -> dict[str, Tensor]:
 def open_folder(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
     """Find the weights of one model in its folder, `stem[.variant].safetensors` or its shards.
 
-    Shards are read from the index alone. A folder that leaves room for two readings is refused:
-    a single file beside an index, a shard that the index does not list, and tensors that index
-    and shards do not agree on.
+    Shards are read from the index alone; one that it does not list, left over from another save,
+    is left out with a warning. A folder that leaves room for two readings is refused: a single file
+    beside an index, and tensors that index and shards do not agree on.
 
     Args:
       folder: the model's folder.
@@ -159,9 +172,7 @@ def open_folder(folder: Path, stem: str, variant: str | None = None) -> dict[str
     Raises:
       CheckpointError: no such weights, an ambiguous folder, a malformed file.
     """
-    word = f".{variant}" if variant else ""
-    single = folder / f"{stem}{word}.safetensors"
-    index = folder / f"{stem}.safetensors.index{word}.json"
+    single, index = _names(folder, stem, variant)
     if index.is_file() and single.is_file():
         raise CheckpointError(f"{folder}: {single.name} and {index.name} both claim the weights")
     if index.is_file():
@@ -171,13 +182,24 @@ def open_folder(folder: Path, stem: str, variant: str | None = None) -> dict[str
     raise CheckpointError(f"{single}: no such file{_instead(folder, stem)}")
 
 
+def holds(folder: Path, stem: str, variant: str | None = None) -> bool:
+    """Whether a folder has weights of one model in one variant, whole or not."""
+    return any(path.is_file() for path in _names(folder, stem, variant))
+
+
+def _names(folder: Path, stem: str, variant: str | None) -> tuple[Path, Path]:
+    """Where the weights of one model are: in a single file, or where the index says."""
+    word = f".{variant}" if variant else ""
+    return folder / f"{stem}{word}.safetensors", folder / f"{stem}.safetensors.index{word}.json"
+
+
 def _instead(folder: Path, stem: str) -> str:
     """What the folder holds where the weights were looked for, as the end of an error."""
     if not folder.is_dir():
         return f"; there is no folder {folder}"
     names = sorted(path.name for path in folder.iterdir() if path.name != "config.json")
     word = re.compile(rf"{re.escape(stem)}(?:\.safetensors\.index)?\.(\w+)\.(?:safetensors|json)")
-    variants = sorted({found[1] for name in names if (found := word.fullmatch(name))} - {"index"})
+    variants = sorted({match[1] for name in names if (match := word.fullmatch(name))} - {"index"})
     if variants:
         return f"; the variants here are {', '.join(variants)}: pass variant={variants[0]!r}"
     if pickled := [name for name in names if Path(name).suffix in PICKLES]:
@@ -205,10 +227,7 @@ def _open_shards(index: Path, present: set[str]) -> dict[str, Tensor]:
             )
     shards = set(listed.values())
     if stale := sorted(present - shards):
-        raise CheckpointError(
-            f"{index}: does not list {', '.join(stale)}, left over from another save perhaps; "
-            "remove what does not belong"
-        )
+        warnings.warn(f"{index}: does not list {', '.join(stale)}, left out", stacklevel=2)
     tensors: dict[str, Tensor] = {}
     problems = []
     for shard in sorted(shards):
@@ -278,6 +297,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
         raise CheckpointError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):

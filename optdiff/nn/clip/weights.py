@@ -59,21 +59,29 @@ def names(config: CLIPTextConfig | CLIPVisionConfig | CLIPConfig) -> Names:
     return table
 
 
-def canonical(name: str) -> str | None:
+_ANYWHERE = r"(.*\.)?position_ids"
+SPARE_TEXT = (
+    rf"{_ANYWHERE}|logit_scale|(vision_model|visual_projection)\..*|text_projection(\.weight)?"
+)
+SPARE_VISION = (
+    rf"{_ANYWHERE}|logit_scale|(text_model|text_projection)\..*|visual_projection\.weight"
+)
+"""What a file of one tower may hold beside it: the rest of a whole CLIP."""
+
+
+def canonical(name: str) -> str:
     """A tensor's published name from any spelling, in the file of a text encoder or a whole CLIP.
 
     Returns:
-      The name, unchanged if it is not another spelling; None for a tensor to pass over.
+      The name, unchanged if it is not another spelling.
 
     >>> canonical("encoder.layers.0.mlp.fc1.bias")
     'text_model.encoder.layers.0.mlp.fc1.bias'
-    >>> canonical("text_model.embeddings.position_ids") is None
-    True
     """
     return _canonical(name, "text_model")
 
 
-def vision_canonical(name: str) -> str | None:
+def vision_canonical(name: str) -> str:
     """`canonical` for the file of a vision encoder: only the file says which tower is meant.
 
     >>> vision_canonical("encoder.layers.0.mlp.fc1.bias")
@@ -82,8 +90,6 @@ def vision_canonical(name: str) -> str | None:
     return _canonical(name, "vision_model")
 
 
-def _canonical(name: str, tower: str) -> str | None:
-    if name.endswith("embeddings.position_ids"):
-        return None
+def _canonical(name: str, tower: str) -> str:
     bare = r"^(?=(embeddings|encoder|final_layer_norm|pre_layrnorm|post_layernorm)\.)"
     return re.sub(bare, f"{tower}.", name)

@@ -77,12 +77,11 @@ def original_names(config: VAEConfig) -> Names:
     }
 
 
-def canonical(name: str) -> str | None:
+def canonical(name: str) -> str:
     """A tensor's name as current diffusers writes it, from any spelling in published files.
 
     Returns:
-      The name, unchanged if it is not an old spelling; None for a tensor to pass over (there are
-      none in this network).
+      The name, unchanged if it is not an old spelling.
 
     >>> canonical("encoder.mid_block.attentions.0.proj_attn.weight")
     'encoder.mid_block.attentions.0.to_out.0.weight'
