@@ -15,7 +15,7 @@ class ConfigError(SystemExit):
 
 
 class WriteError(SystemExit):
-    """What a job has found cannot be written. It ends the sweep: nor could the next one's be."""
+    """A row cannot be written. It ends the sweep: nor could the next one's be."""
 
 
 def explain(error: Exception) -> str:

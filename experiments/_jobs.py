@@ -4,10 +4,12 @@ All of it is known before anything compiles, for every job of a sweep before the
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 from _build import check_targets, constructed, folder_name, text, whole_numbers
 from _errors import ConfigError, closest
@@ -103,6 +105,11 @@ def log(
         done = results.finished(RESULTS / study, sources[refresh])
     except (OSError, ValueError) as error:
         raise ConfigError(f"study {study}: {error}") from error
+    for row in rows:
+        artifact = RESULTS / study / "artifacts" / f"{row['key']}.npz"
+        if results.identity(row) in done and artifact.exists() and not is_zipfile(artifact):
+            print(f"{artifact} is damaged, so its job runs again", file=sys.stderr)
+            done.remove(results.identity(row))
     known = {}
     for row in rows:  # `1` and `1.0` once were two jobs; what is known by either stays known by it
         names = {group: row[group] for group in ("problem", "sampler", "grid")}

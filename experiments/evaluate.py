@@ -44,7 +44,11 @@ def conclude(sweep: bool) -> int:
         if sweep and (folder / "rows.jsonl").exists():
             from optdiff.report import report
 
-            print(report(folder))
+            try:
+                print(report(folder))
+            except ValueError as error:  # rows or artifacts that others have left
+                print(error, file=sys.stderr)
+                bad = True
     return int(bad)
 
 

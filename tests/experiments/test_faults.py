@@ -45,6 +45,19 @@ def test_what_cannot_be_written_ends_in_one_line(evaluate, tmp_path, monkeypatch
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
 
 
+def test_a_damaged_artifact_is_made_again(evaluate, tmp_path):
+    sweep = ("-m", *SMALL, "nfe=2,3", "sampler=ddim")
+    assert evaluate(*sweep).returncode == 0
+    artifact, _ = sorted((tmp_path / "results/mine/artifacts").glob("*.npz"))
+    whole = artifact.read_bytes()
+    artifact.write_bytes(whole[: len(whole) // 2])
+    done = evaluate(*sweep)
+    assert done.returncode == 0 and f"{artifact.name} is damaged" in done.stderr
+    assert len((tmp_path / "results/mine/rows.jsonl").read_text().splitlines()) == 3
+    assert results.load_artifact(tmp_path / "results/mine", artifact.stem) is not None
+    assert evaluate(*sweep).stderr == ""
+
+
 WILD = ("sampler=optimizer", "sampler.optimizer.learning_rate=1e30",
         "sampler.rule._target_=optdiff.samplers.constant")  # fmt: skip
 
