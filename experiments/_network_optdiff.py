@@ -20,7 +20,7 @@ from optdiff.grids import trailing
 from optdiff.nn.abstract import abstract
 from optdiff.nn.families import FAMILIES
 from optdiff.nn.network import Network, network
-from optdiff.noise import from_scheduler_config
+from optdiff.noise import scaled_linear
 from optdiff.problems.text_to_image import TextToImage
 from optdiff.sample import sample_keys, sample_scan
 from optdiff.samplers import ddim
@@ -73,8 +73,7 @@ def vae(job, geometry, dtype):
 def image(job, geometry, dtype):
     """From encoded prompts to pixels: guided DDIM steps, then the decoder."""
     x, _, cond = inputs(job["batch"], geometry, dtype)
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    schedule = from_scheduler_config(betas | {"num_train_timesteps": 1000})
+    schedule = scaled_linear()
     nets = (
         fresh("UNet2DConditionModel", geometry["unet"], dtype),
         fresh("AutoencoderKL", geometry["vae"], dtype),

@@ -25,7 +25,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from optdiff import grids
 from optdiff.allocator import give_back_after_compiling
 from optdiff.cost import levels_within
 from optdiff.denoisers import Guided
@@ -33,7 +32,8 @@ from optdiff.images import read_image, sheet, tile, to_pixels, write_png
 from optdiff.nn.tensorfile import CheckpointError
 from optdiff.problems.text_to_image import TextToImage, slerp
 from optdiff.sample import Step, last_denoising, sample, sample_keys, start
-from optdiff.types import Cond, Keys, Levels, Samples
+from optdiff.scheduler_config import Route, from_strength
+from optdiff.types import Cond, Keys, Samples
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="generate")
@@ -81,11 +81,11 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
     model = dataclasses.replace(model, prompts=jax.tree.map(lambda e: e[: len(prompts)], encoded))
     without = jax.tree.map(lambda leaf: several(leaf[len(prompts) :]), encoded)
     sampler = build(config["sampler"])
-    levels, finish = route(config, model, levels_within(sampler, config["nfe"], model.shape))
+    way = route(config, model, levels_within(sampler, config["nfe"], model.shape))
     keys, noise, cond = starts(config, model)
-    x = begin(config, model, noise, levels[0])
+    x = begin(config, model, noise, way)
     # Prompts are in cond by now; as leaves of the problem their number would be compiled in.
-    silent = dataclasses.replace(model, prompts=None)
+    silent = dataclasses.replace(model, prompts=None, scheduler=None)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
     if only is not None:  # with the company it had, whose number may move its last bits
         jobs = [job for job in jobs if job[0] * count + job[1] <= only][-1:]
     pictures, previews = [], {}
-    with bar(len(jobs) * len(levels), "step") as moving:
+    with bar(len(jobs) * len(way.levels), "step") as moving:
         for row, first in jobs:
             chosen = np.arange(first, first + batch) % count  # filled up: one shape, one program
             number = row * count + first
@@ -112,8 +112,8 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
                 uncond = take(without) if negatives else problem.uncond
                 guided = Guided(silent, float(scales[row]), uncond)
             x0, _ = sample(
-                guided, sampler, levels, take(keys), cond=take(cond), x=take(x), finish=finish,
-                on_step=watch,
+                guided, sampler, way.levels, take(keys), cond=take(cond), x=take(x),
+                finish=way.finish, on_step=watch,
             )  # fmt: skip
             images = to_pixels(model.decode(x0))[: count - first]
             moving.update()
@@ -149,24 +149,18 @@ def assemble(config: dict[str, Any], **asked: Any) -> Any:
         refuse([f"problem: {error}"])
 
 
-def route(config: dict[str, Any], model: TextToImage, n: int) -> tuple[Levels, Any]:
-    """The levels, from the highest or from the strength asked for, and how to finish."""
+def route(config: dict[str, Any], model: TextToImage, n: int) -> Route:
+    """Where to step, from noise or from the strength asked for, and how to finish."""
+    strength = 1.0 if config["strength"] is None else config["strength"]
     try:
         if config.get("grid") is None:
-            grid, finish = grids.from_scheduler_config(dict(model.scheduler)), model.finish
-        else:
-            grid, finish = build(config["grid"]), last_denoising
-        levels = grid(model.schedule, n)
+            method = config["sampler"]["_target_"].rpartition(".")[2]
+            return model.scheduler.route(n, sampler=method, strength=strength)
+        levels = build(config["grid"])(model.schedule, n)
     except ValueError as error:
         refuse([str(error)])
-    if config["strength"] is None:
-        return levels, finish
-    # Strength is a share of the trained time, so it means one noise level whatever the grid.
-    ends = model.schedule.sigma_min, model.schedule.sigma_max
-    low, high = (model.schedule.t(jnp.asarray(sigma)) for sigma in ends)
-    wanted = low + config["strength"] * (high - low)
-    first = int(jnp.argmin(jnp.abs(model.schedule.t(levels) - wanted)))
-    return levels[0 if config["strength"] == 1 else first :], finish
+    levels = from_strength(levels, model.schedule, strength)
+    return Route(levels, jnp.sqrt(1.0 + levels[0] ** 2), last_denoising)
 
 
 def starts(config: dict[str, Any], model: TextToImage) -> tuple[Keys, Samples, Cond]:
@@ -198,13 +192,13 @@ def given_noise(config: dict[str, Any], model: TextToImage) -> Samples:
     return jnp.asarray(noise)
 
 
-def begin(config: dict[str, Any], model: TextToImage, noise: Samples, sigma: Any) -> Samples:
+def begin(config: dict[str, Any], model: TextToImage, noise: Samples, way: Route) -> Samples:
     """Where sampling starts: in noise, or near an image."""
     if config["init_image"] is None or config["strength"] == 1:
-        return model.from_noise(noise, sigma)
+        return (way.spread * noise).astype(noise.dtype)
     image = read_image(config["init_image"], model.size)
     latents = model.encode(jnp.asarray(image)[None])
-    return latents + (sigma * noise).astype(noise.dtype)
+    return latents + (way.levels[0] * noise).astype(noise.dtype)
 
 
 def step(

@@ -20,6 +20,7 @@ from optdiff.cost import evals_per_step
 from optdiff.problems import mixture
 from optdiff.results import write
 from optdiff.sample import identity, sample, sample_keys
+from optdiff.scheduler_config.classes import CLASSES
 
 BY_NAME = ("optdiff.samplers.from_transformation", "optdiff.samplers.from_optimizer")
 LEVELS = jnp.array([20.0, 13.0, 6.0, 2.5, 1.0, 0.6, 0.3, 0.12])  # nothing agrees by chance
@@ -32,6 +33,11 @@ docstrings of what they name. Each is chosen by `sampler=NAME`, its parameters b
 iterate a fixed combination of the gradients, see
 [its matrix](../results/identities/README.md)) and which others it equals, its yaml as it stands, is
 found by running it.
+
+Where `generate.py` is asked for no grid, a sampler that is the method of a class of diffusers steps
+as `Class.from_config` of the checkpoint's scheduler file does, at its levels and to its end; if the
+file's own class is among those named, as that one. A sampler without a class steps as the file's
+own.
 
 **Where to begin.** With few evaluations and no guidance, `ipndm`, `gradient_estimation` and
 `unipc` are the bar; `dpmpp_2m` is the careful choice, which never does badly. `ddim` and `momentum`
@@ -104,13 +110,16 @@ def page(samplers: dict[str, dict]) -> str:
         costs = {name: evals_per_step(build(config)) for name, config in samplers.items()}
         equal = same_path(samplers)
     lines = [
-        "| sampler | in a word | evaluations a step | linear | equals |",
-        "| --- | --- | ---: | --- | --- |",
+        "| sampler | in a word | evaluations a step | linear | equals | class of diffusers |",
+        "| --- | --- | ---: | --- | --- | --- |",
     ]
     for name in samplers:
         linear = "yes" if name in found else "no"
         word = remark(name).split(". ")[0].rstrip(".").split(":")[0]
-        cells = (f"[{name}](#{name})", word, costs[name], linear, ", ".join(equal[name]))
+        method = samplers[name]["_target_"].rpartition(".")[2]
+        classes = ", ".join(c for c, known in CLASSES.items() if method in known.samplers)
+        same = ", ".join(equal[name])
+        cells = (f"[{name}](#{name})", word, costs[name], linear, same, classes)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     ours = {n: c for n, c in samplers.items() if c["_target_"] not in BY_NAME}
     optax = {n: c for n, c in samplers.items() if n not in ours}

@@ -5,7 +5,7 @@ Variance-preserving and flow models enter and leave sigma-coordinates here and n
 scaling is a function of sigma; the schedule supplies the network's own time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optdiff import noise
 from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
 
 
@@ -68,17 +67,8 @@ def edm_scaling(schedule: NoiseSchedule, sigma: Sigma, *, sigma_data: float = 0.
     )
 
 
-PREDICTIONS = {
-    "epsilon": eps_scaling,
-    "sample": x0_scaling,
-    "v_prediction": v_scaling,
-    "flow_prediction": flow_scaling,
-}
-"""What diffusers' `prediction_type` means. Its EDM schedulers call their F "epsilon"."""
-
-
 @cache
-def untold(scaling: ScalingFn) -> ScalingFn:
+def without_time_conditioning(scaling: ScalingFn) -> ScalingFn:
     """The same scaling for a network that is not told the noise level: its `c_noise` is 0.
 
     An optimizer needs no clock, says the lecture; arXiv 2502.13129 finds that a denoiser hardly
@@ -86,48 +76,10 @@ def untold(scaling: ScalingFn) -> ScalingFn:
     """
 
     def blind(schedule: NoiseSchedule, sigma: Sigma) -> Scaling:
-        told = scaling(schedule, sigma)
-        return told._replace(c_noise=jnp.zeros_like(told.c_noise))
+        c = scaling(schedule, sigma)
+        return c._replace(c_noise=jnp.zeros_like(c.c_noise))
 
     return blind
-
-
-def from_scheduler_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, ScalingFn]:
-    """The levels that a network was trained at, and what it predicts and is told at them, by the
-    `scheduler_config.json` of its checkpoint.
-
-    `prediction_type` is one of `PREDICTIONS`; where it is absent, flow for flow matching and else
-    the noise. EDM's schedulers have a `sigma_data`, and "epsilon" alone. `time_conditioning =
-    false`, a field of ours that diffusers does not know and ignores, is a network that is not told
-    the level (`untold`). Equal files give equal schedules and the same function.
-
-    Args:
-      config: the parsed file.
-
-    Returns:
-      `noise.from_scheduler_config(config)`, and the scaling that goes with it.
-
-    Raises:
-      ValueError: for fields that are missing or cannot be honoured, naming field and value.
-
-    >>> betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    >>> schedule, scaling = from_scheduler_config(betas | {"prediction_type": "v_prediction"})
-    >>> scaling is v_scaling
-    True
-    """
-    schedule = noise.from_scheduler_config(config)
-    known = {"epsilon": _edm(config["sigma_data"])} if noise.is_edm(config) else PREDICTIONS
-    default = "flow_prediction" if "shift" in config else "epsilon"
-    prediction = config.get("prediction_type", default)
-    if prediction not in known:
-        raise ValueError(
-            f"{config.get('_class_name', 'scheduler')}: prediction_type = {prediction!r} is not "
-            f"known; there is {', '.join(known)}"
-        )
-    told = config.get("time_conditioning", True)
-    if not isinstance(told, bool):
-        raise ValueError(f"time_conditioning = {told!r} must be true or false")
-    return schedule, known[prediction] if told else untold(known[prediction])
 
 
 def precondition(
@@ -205,11 +157,6 @@ class Guided:
 
     def reference(self, keys: Keys, cond: Cond = None) -> Samples:
         return self.problem.reference(keys, cond)
-
-
-@cache
-def _edm(sigma_data: float) -> ScalingFn:
-    return partial(edm_scaling, sigma_data=sigma_data)
 
 
 def _vp(sigma: Sigma) -> Sigma:

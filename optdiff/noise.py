@@ -5,9 +5,7 @@ schedule as static data, and an equal schedule must not recompile a network. So 
 or cached. Where to step between the levels is a grid's business (`grids`).
 """
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,45 +61,43 @@ def squared_cosine(steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
     return from_alphas_cumprod(np.cumprod(1.0 - _squared_cosine(steps, max_beta)))
 
 
-def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The schedule that a checkpoint's `scheduler_config.json` describes.
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> NoiseSchedule:
+    """EDM's levels with the time that its networks are asked with, `t = log(sigma) / 4`
+    (arXiv 2206.00364, table 1).
 
-    Only the noise a model was trained on is read here, whichever scheduler class wrote the file:
-    `beta_schedule` (linear, scaled_linear, squaredcos_cap_v2) with `beta_start` and `beta_end`, or
-    `trained_betas`; `rescale_betas_zero_snr` (arXiv 2305.08891, algorithm 1), whose last level,
-    infinite, is put at sigma = 4096 (`ALPHA_BAR_CAP`); flow matching, `t = T sigma / (1 + sigma)`,
-    with the same highest level; and EDM's schedulers, by `sigma_min` and `sigma_max`, whose
-    timesteps are `t = log(sigma) / 4`. Which timesteps to step at is `grids`' business, what the
-    network predicts `denoisers`'.
-
-    Args:
-      config: the parsed file.
-
-    Raises:
-      ValueError: for fields that are missing or cannot be honoured, naming field and value.
-
-    >>> config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    >>> from_scheduler_config(config) == scaled_linear()
-    True
+    >>> edm().t(jnp.array(1.0)).item()
+    0.0
     """
-    if is_edm(config):
-        _require(config, config["_class_name"], "sigma_min", "sigma_max", "sigma_data")
-        return _edm_of(config["sigma_min"], config["sigma_max"])
-    steps = config.get("num_train_timesteps", 1000)
-    if config.get("timestep_type") == "continuous":
-        raise ValueError("timestep_type = 'continuous' is not supported, only 'discrete'")
-    if "shift" in config or config.get("use_flow_sigmas"):
-        return _flow_of(steps)
-    betas = _betas(config, steps)
-    alphas_cumprod = np.cumprod(1.0 - betas)
-    if config.get("rescale_betas_zero_snr"):
-        alphas_cumprod = _end_in_noise(alphas_cumprod)
-    return from_alphas_cumprod(alphas_cumprod)
+    _require_range(sigma_min, sigma_max)
+    return NoiseSchedule(_edm_sigma, _edm_t, float(sigma_min), float(sigma_max))
 
 
-def is_edm(config: Mapping[str, Any]) -> bool:
-    """Whether a `scheduler_config.json` is of a scheduler of EDM (arXiv 2206.00364)."""
-    return config.get("_class_name") in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+@cache
+def flow_in_steps(steps: int) -> NoiseSchedule:
+    """`flow` with the time of a network that counts to `steps`: `t = steps sigma / (1 + sigma)`,
+    from 1. Its highest level, infinite, is put where `ALPHA_BAR_CAP` puts that of other models.
+
+    >>> flow_in_steps(1000).t(jnp.array(1.0)).item()
+    500.0
+    """
+
+    def sigma(t: Array) -> Array:
+        return _flow_sigma(t / steps)
+
+    def t(sigma: Array) -> Array:
+        return steps * _flow_t(sigma)
+
+    sigma_max = float(np.sqrt((1.0 - ALPHA_BAR_CAP) / ALPHA_BAR_CAP))
+    return NoiseSchedule(sigma, t, 1.0 / (steps - 1.0), sigma_max)
+
+
+def end_in_noise(alphas_cumprod: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+    """Zero terminal SNR (arXiv 2305.08891, algorithm 1): `sqrt(alpha_bar)` shifted and scaled so
+    that it keeps its first value and ends at zero, which is put at `ALPHA_BAR_CAP`."""
+    root = np.sqrt(alphas_cumprod)
+    alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    alphas_cumprod[-1] = ALPHA_BAR_CAP
+    return alphas_cumprod
 
 
 def from_alphas_cumprod(alphas_cumprod: Float[np.ndarray, "t"]) -> NoiseSchedule:
@@ -143,20 +139,6 @@ def _tabulated(alphas_cumprod: tuple[float, ...]) -> NoiseSchedule:
     return NoiseSchedule(sigma, t, float(np.exp(log_sigma[0])), float(np.exp(log_sigma[-1])))
 
 
-def _betas(config: Mapping[str, Any], steps: int) -> Float[np.ndarray, "t"]:
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float64)
-    kind = config.get("beta_schedule")
-    if kind == "squaredcos_cap_v2":
-        return _squared_cosine(steps, 0.999)
-    kinds = {"linear": _linear, "scaled_linear": _scaled_linear}
-    if kind not in kinds:
-        known = ", ".join([*kinds, "squaredcos_cap_v2"])
-        raise ValueError(f"beta_schedule = {kind!r} is not supported; known are {known}")
-    _require(config, f"beta_schedule = {kind!r}", "beta_start", "beta_end")
-    return kinds[kind](config["beta_start"], config["beta_end"], steps)
-
-
 def _linear(start: float, end: float, steps: int) -> Float[np.ndarray, "t"]:
     return np.linspace(start, end, steps)
 
@@ -171,32 +153,12 @@ def _squared_cosine(steps: int, max_beta: float) -> Float[np.ndarray, "t"]:
     return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
-def _end_in_noise(alphas_cumprod: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-    """Shift and scale `sqrt(alpha_bar)` so that it keeps its first value and ends at zero."""
-    root = np.sqrt(alphas_cumprod)
-    alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    alphas_cumprod[-1] = ALPHA_BAR_CAP
-    return alphas_cumprod
-
-
-@cache
-def _flow_of(steps: int) -> NoiseSchedule:
-    """Flow with the time of a network that counts to `steps`; its first step begins at t = 1."""
-
-    def sigma(t: Array) -> Array:
-        return _flow_sigma(t / steps)
-
-    def t(sigma: Array) -> Array:
-        return steps * _flow_t(sigma)
-
-    sigma_max = float(np.sqrt((1.0 - ALPHA_BAR_CAP) / ALPHA_BAR_CAP))
-    return NoiseSchedule(sigma, t, 1.0 / (steps - 1.0), sigma_max)
-
-
-def _edm_of(sigma_min: float, sigma_max: float) -> NoiseSchedule:
-    """EDM's levels with the time that its networks are told."""
-    _require_range(sigma_min, sigma_max)
-    return NoiseSchedule(_edm_sigma, _edm_t, float(sigma_min), float(sigma_max))
+BETAS = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": lambda start, end, steps: _squared_cosine(steps, 0.999),
+}
+"""Tables of beta by their names in diffusers: functions of first and last value, and of length."""
 
 
 def _edm_sigma(t: Array) -> Array:
@@ -217,12 +179,6 @@ def _flow_sigma(t: Array) -> Array:
 
 def _flow_t(sigma: Array) -> Array:
     return sigma / (1.0 + sigma)
-
-
-def _require(config: Mapping[str, Any], kind: str, *names: str) -> None:
-    missing = [name for name in names if name not in config]
-    if missing:
-        raise ValueError(f"{kind} needs {' and '.join(missing)}")
 
 
 def _require_range(sigma_min: float, sigma_max: float) -> None:

@@ -202,7 +202,7 @@ def sampling_loop(
     counter = _Counter(eps_fn)
 
     def update(eps, sigma_next):
-        return _update(sampler, carry, eps, sigma_next, 1, fold_in(keys, n), counter)[0]
+        return _update(sampler, carry, eps, sigma_next, 0, fold_in(keys, n), counter)[0]
 
     x0 = finish(counter, carry.x, carry.sigma, update)
     return x0, carry._replace(nfe=carry.nfe + counter.calls), collected

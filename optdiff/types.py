@@ -74,7 +74,8 @@ EpsFn = Callable[[Samples, Sigma], Samples]
 Ending = Callable[[EpsFn, Samples, Sigma, Callable[[Samples, Sigma], Samples]], Samples]
 """`finish(eps_fn, x, sigma, update) -> x0`: from the last level to a sample.
 
-`update(eps, sigma_next) -> dx` is the sampler's own update from there, with what it remembers."""
+`update(eps, sigma_next) -> dx` is the sampler's own update from there, with what it remembers; no
+steps are left then (`steps_left` is 0), which lowers an order once more."""
 
 
 class Clock(NamedTuple):

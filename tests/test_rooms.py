@@ -25,12 +25,16 @@ MAY_IMPORT = {  # of optdiff, beside the room itself
     "metrics": {"types", "keys"},
     "data": {"types", "keys", "images"},  # one reader of images
     "denoisers": {"types", "noise"},
-    "problems": {"types", "keys", "denoisers", "noise", "nn", "data"},
+    "scheduler_config": {"types", "noise", "grids", "denoisers"},
+    "problems": {"types", "keys", "denoisers", "noise", "scheduler_config", "nn", "data"},
     "sample": {"types", "keys"},
     "cost": {"types", "keys", "sample"},
     "clocks": {"types"},
     "analysis": {"types", "keys", "sample", "cost", "samplers", "grids"},
-    "learning": {"types", "keys", "sample", "samplers", "grids", "nn", "data", "denoisers"},
+    "learning": {
+        *("types", "keys", "sample", "samplers", "grids", "nn", "data", "denoisers"),
+        "scheduler_config",
+    },
     "images": set(),  # image files in and out
     "allocator": set(),  # the memory of a process, for `experiments`
     "provenance": set(),  # where a row comes from: the part of `results` that asks git

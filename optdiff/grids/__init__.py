@@ -22,12 +22,15 @@ from optdiff.grids.restarts import restart_levels, with_restarts
 from optdiff.grids.tables import ays_sd15, ays_sdxl, ays_svd, explicit, interpolated
 from optdiff.grids.trained import (
     beta_time,
-    from_scheduler_config,
+    dpm_leading,
+    dpm_linspace,
+    euler_linspace,
     leading,
     linspace,
     polynomial,
     rounded_linspace,
     shifted_flow,
+    skipping,
     trailing,
 )
 
@@ -39,8 +42,10 @@ __all__ = [
     "beta",
     "beta_time",
     "cosine",
+    "dpm_leading",
+    "dpm_linspace",
+    "euler_linspace",
     "explicit",
-    "from_scheduler_config",
     "interpolated",
     "karras",
     "laplace",
@@ -54,6 +59,7 @@ __all__ = [
     "rounded_linspace",
     "shifted_flow",
     "sigmoid",
+    "skipping",
     "trailing",
     "uniform_logsnr",
     "with_restarts",

@@ -1,19 +1,16 @@
 """Grids in the time that a model was trained in: its timesteps, evenly spaced or not.
 
-What a checkpoint asks for is among them. `t` of a schedule may be any rising function of the level;
-those that count timesteps need a schedule trained at integer ones.
+What checkpoints ask for is among them (`scheduler_config` chooses). `t` of a schedule may be any
+rising function of the level; those that count timesteps need a schedule trained at integer ones. A
+single level is the highest.
 """
-
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from optdiff.grids.levels import decreasing, karras, span, uniform_logsnr
-from optdiff.types import Grid, Levels, NoiseSchedule, within
+from optdiff.grids.levels import decreasing, span
+from optdiff.types import Levels, NoiseSchedule, within
 
 
 def linspace(schedule: NoiseSchedule, n: int) -> Levels:
@@ -74,7 +71,8 @@ def leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Levels
 
     Args:
       schedule: trained at T integer timesteps.
-      n: number of levels, at most T.
+      n: number of levels, at most T; a single one is the highest, where diffusers has the lowest,
+        at which there is no noise to start from.
       steps_offset: the last and lowest timestep.
 
     >>> from optdiff.noise import scaled_linear
@@ -82,8 +80,29 @@ def leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Levels
     >>> schedule.t(leading(schedule, 4, steps_offset=1)).round().tolist()
     [751.0, 501.0, 251.0, 1.0]
     """
-    stride = _timesteps(schedule, n) // n
-    return _at_timesteps(schedule, np.arange(n)[::-1] * stride + steps_offset)
+    count = _timesteps(schedule, n)
+    timesteps = np.arange(n)[::-1] * (count // n) + steps_offset
+    return _at_timesteps(schedule, timesteps if n > 1 else np.array([count - 1]))
+
+
+@within(steps_offset="[0, inf)")
+def dpm_leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Levels:
+    """What diffusers' multistep solvers (DPM-Solver, UniPC, DEIS, SA-Solver) call "leading": every
+    floor(T/(n+1))-th of T trained timesteps from `steps_offset` up, but for the lowest.
+
+    Args:
+      schedule: trained at T integer timesteps.
+      n: number of levels, less than T; a single one is the highest.
+      steps_offset: what all timesteps are raised by.
+
+    >>> from optdiff.noise import scaled_linear
+    >>> schedule = scaled_linear()
+    >>> schedule.t(dpm_leading(schedule, 4, steps_offset=1)).round().tolist()
+    [801.0, 601.0, 401.0, 201.0]
+    """
+    count = _timesteps(schedule, n)
+    timesteps = np.arange(1, n + 1)[::-1] * (count // (n + 1)) + steps_offset
+    return _at_timesteps(schedule, timesteps if n > 1 else np.array([count - 1]))
 
 
 def trailing(schedule: NoiseSchedule, n: int) -> Levels:
@@ -100,9 +119,55 @@ def trailing(schedule: NoiseSchedule, n: int) -> Levels:
 
 
 def rounded_linspace(schedule: NoiseSchedule, n: int) -> Levels:
-    """`linspace` at the nearest trained timesteps, as diffusers' DDIM and DPM-Solver have it (its
-    Euler does not round). A single level is the highest, not the lowest as theirs."""
+    """`linspace` at the nearest trained timesteps, as diffusers' DDIM has it. A single level is the
+    highest, not the lowest as theirs."""
     return _at_timesteps(schedule, np.round(np.linspace(_timesteps(schedule, n) - 1, 0, n)))
+
+
+def dpm_linspace(schedule: NoiseSchedule, n: int) -> Levels:
+    """What diffusers' multistep solvers call "linspace": n + 1 timesteps evenly spaced and rounded,
+    of which the lowest is left out.
+
+    >>> from optdiff.noise import scaled_linear
+    >>> schedule = scaled_linear()
+    >>> schedule.t(dpm_linspace(schedule, 4)).round().tolist()
+    [999.0, 749.0, 500.0, 250.0]
+    """
+    timesteps = np.round(np.linspace(0, _timesteps(schedule, n) - 1, n + 1))
+    return _at_timesteps(schedule, timesteps[:0:-1])
+
+
+def euler_linspace(schedule: NoiseSchedule, n: int) -> Levels:
+    """`linspace` as k-diffusion's samplers have it in diffusers (Euler, Heun, LMS): timesteps are
+    not rounded, and between two of them sigma itself is linear, not its logarithm."""
+    t = np.linspace(_timesteps(schedule, n) - 1, 0, n)
+    below, above = (np.asarray(schedule.sigma(jnp.asarray(f(t)))) for f in (np.floor, np.ceil))
+    return decreasing(below + (t - np.floor(t)) * (above - below))
+
+
+@within(original_steps="[1, inf)")
+def skipping(schedule: NoiseSchedule, n: int, *, original_steps: int = 50) -> Levels:
+    """n of the levels that a latent consistency model was distilled at (arXiv 2310.04378, section
+    4.3), which are `original_steps` evenly spaced timesteps up to the last: as diffusers' LCM and
+    TCD, those at `floor(i original_steps / n)` from the top.
+
+    Args:
+      schedule: trained at T integer timesteps.
+      n: number of levels, at most `original_steps`.
+      original_steps: of the distillation.
+
+    >>> from optdiff.noise import scaled_linear
+    >>> schedule = scaled_linear()
+    >>> schedule.t(skipping(schedule, 4)).round().tolist()
+    [999.0, 759.0, 499.0, 259.0]
+    """
+    count = _timesteps(schedule, n)
+    if not n <= original_steps <= count:
+        raise ValueError(
+            f"{n} levels of the {original_steps} that the model was distilled at ({count} trained)"
+        )
+    distilled = np.arange(original_steps, 0, -1) * (count // original_steps) - 1
+    return _at_timesteps(schedule, distilled[np.arange(n) * original_steps // n])
 
 
 @within(shift="(0, inf)")
@@ -121,62 +186,6 @@ def shifted_flow(schedule: NoiseSchedule, n: int, *, shift: float = 1.0) -> Leve
     low *= shift  # as in diffusers, where the lowest time is shifted before times are spaced
     t = np.linspace(high / (1 + high), low / (1 + low), n)
     return decreasing(np.minimum(shift * t / (1 - t), high))
-
-
-def from_scheduler_config(config: Mapping[str, Any]) -> Grid:
-    """The grid that a checkpoint's `scheduler_config.json` asks for, as DDIM reads it.
-
-    `timestep_spacing` ("leading" if absent) with `steps_offset`, or `shift` for flow models, or
-    `sigma_schedule` with `rho` for EDM's.
-
-    Args:
-      config: the parsed file.
-
-    Returns:
-      A grid of the schedule that `noise.from_scheduler_config` makes of the same file.
-
-    Raises:
-      ValueError: if the file asks for levels of another kind, naming field and value.
-
-    >>> grid = from_scheduler_config({"timestep_spacing": "trailing"})
-    """
-    asked = [f"{name} = {config[name]!r}" for name in _OTHER_LEVELS if config.get(name)]
-    if config.get("interpolation_type", "linear") != "linear":
-        asked.append(f"interpolation_type = {config['interpolation_type']!r}")
-    if asked:
-        raise ValueError(
-            f"the checkpoint asks for levels that are not derived from its file: "
-            f"{', '.join(asked)}; name a grid, such as karras"
-        )
-    if "shift" in config or config.get("use_flow_sigmas"):
-        return partial(shifted_flow, shift=config.get("shift", config.get("flow_shift", 1.0)))
-    if str(config.get("_class_name")).startswith("EDM"):
-        rho = config.get("rho", 7.0)
-        spacings = {"karras": partial(karras, rho=rho), "exponential": uniform_logsnr}
-        return _chosen("sigma_schedule", config.get("sigma_schedule", "karras"), spacings)
-    spacings = {
-        "leading": partial(leading, steps_offset=config.get("steps_offset", 0)),
-        "trailing": trailing,
-        "linspace": rounded_linspace,
-    }
-    return _chosen("timestep_spacing", config.get("timestep_spacing", "leading"), spacings)
-
-
-def _chosen(field: str, value: Any, known: Mapping[str, Grid]) -> Grid:
-    if value not in known:
-        raise ValueError(f"{field} = {value!r} is not known; there is {', '.join(known)}")
-    return known[value]
-
-
-_OTHER_LEVELS = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-    "use_dynamic_shifting",
-    "shift_terminal",
-    "invert_sigmas",
-)
 
 
 def _times(schedule: NoiseSchedule, n: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from optdiff.denoisers import Scaling, ScalingFn, from_scheduler_config
+from optdiff.denoisers import Scaling, ScalingFn
 from optdiff.keys import seed_key
 from optdiff.learning.clip import padded, text_encoder
 from optdiff.learning.distances import Distance, squared
@@ -27,6 +27,7 @@ from optdiff.nn.checkpoint import Pipeline, save
 from optdiff.nn.network import Network, network
 from optdiff.nn.unet.config import UNetConfig
 from optdiff.nn.unet.model import UNet
+from optdiff.scheduler_config import read
 from optdiff.types import Batch, NoiseSchedule, Stream, expand
 
 
@@ -118,7 +119,7 @@ def task(
         come from the autoencoder and CLIP.
       tokenizer, clip, vae: learned before; CLIP's text tower is the text encoder.
       scheduler: the `scheduler_config.json` to be saved with the weights. It says which levels are
-        trained on, what is predicted and from what: see `denoisers.from_scheduler_config`.
+        trained on, what is predicted and from what: see `scheduler_config.read`.
       seed: of the first weights.
       levels, distance, perceptual, dropout: see `denoising`.
       dtype: what to compute in; weights that learn or are saved are float32.
@@ -129,9 +130,10 @@ def task(
     tokenize = padded(tokenizer, encoder.config.max_position_embeddings)
     blank, judge = jnp.asarray(tokenize([""])), network(clip) if perceptual else None
     teachers = cast(Teachers(network(vae), network(encoder), blank, judge), precision)
-    schedule, scaling = from_scheduler_config(scheduler)
+    trained = read(scheduler)
     options = {"levels": levels, "distance": distance, "perceptual": perceptual}
-    loss = partial(denoising, schedule=schedule, scaling=scaling, dropout=dropout, **options)
+    options |= {"schedule": trained.schedule, "scaling": trained.scaling, "dropout": dropout}
+    loss = partial(denoising, **options)
     unet = UNet(_geometry(config, vae, encoder), rngs=nnx.Rngs(seed_key(seed)), dtype=precision)
     if scheduler.get("time_conditioning"):  # what everybody expects; diffusers warns of the field
         scheduler = {k: v for k, v in scheduler.items() if k != "time_conditioning"}

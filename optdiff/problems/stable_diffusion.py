@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from optdiff.denoisers import Guided, from_scheduler_config
+from optdiff.denoisers import Guided
 from optdiff.nn.checkpoint import Pipeline, load
 from optdiff.nn.clip.tokenizer import tokenize
 from optdiff.nn.network import network
 from optdiff.problems.text_to_image import TextToImage
+from optdiff.scheduler_config import SchedulerConfig, read
 from optdiff.types import Cond
 
 
@@ -91,16 +92,15 @@ def from_pipeline(
     size = _size(pipeline, height, width)
     config = pipeline.unet.config
     scheduler = _scheduler(pipeline)
-    schedule, scaling = from_scheduler_config(scheduler)
     factor = _pixels_per_latent(pipeline)
     problem = TextToImage(
         network(pipeline.unet),
         network(pipeline.vae),
         encode_prompts(pipeline, prompts, size),
-        schedule,
-        scaling,
+        scheduler.schedule,
+        scheduler.scaling,
         (size[0] // factor, size[1] // factor, config.in_channels),
-        tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in scheduler.items())),
+        scheduler,
     )
     if guidance is None:
         return problem
@@ -117,11 +117,11 @@ def from_pipeline(
 
 
 def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], size: tuple[int, int]) -> Cond:
-    """What the network is told about each prompt, in the words of `TextToImage.prompts`.
+    """What the network sees of each prompt, in the words of `TextToImage.prompts`.
 
-    One text encoder tells by its last states (SD 1.x, 2.x). SDXL's tell by their penultimate
-    states, side by side, and the last one's projection goes in beside the image's size
-    (arXiv 2307.01952, sections 2.1 and 2.2).
+    Of one text encoder it sees the last states (SD 1.x, 2.x). Of SDXL's the penultimate states,
+    side by side, and the last one's projection beside the image's size (arXiv 2307.01952, sections
+    2.1 and 2.2).
 
     Args:
       pipeline: holds the tokenizers and text encoders.
@@ -131,11 +131,11 @@ def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], size: tuple[int, 
     pairs = zip(pipeline.tokenizers, pipeline.text_encoders, strict=True)
     encoders = [(t, e) for t, e in pairs if e is not None]
     # One at a time, so that a prompt's encoding does not depend on its company, in one program.
-    told = [[_told(*encoder, prompt) for encoder in encoders] for prompt in prompts]
+    encodings = [[_encode(*encoder, prompt) for encoder in encoders] for prompt in prompts]
     if not _is_xl(pipeline):
-        return {"context": jnp.concatenate([last for [(last, _, _)] in told])}
-    context = [jnp.concatenate([states for _, states, _ in each], -1) for each in told]
-    pooled = [each[-1][2] for each in told]
+        return {"context": jnp.concatenate([last for [(last, _, _)] in encodings])}
+    context = [jnp.concatenate([states for _, states, _ in each], -1) for each in encodings]
+    pooled = [each[-1][2] for each in encodings]
     time_ids = jnp.array([*size, 0, 0, *size], jnp.float32)  # original size, crop corner, target
     added = {
         "text_embeds": jnp.concatenate(pooled),
@@ -144,7 +144,7 @@ def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], size: tuple[int, 
     return {"context": jnp.concatenate(context), "added": added}
 
 
-def _told(
+def _encode(
     tokenizer: Any, encoder: nnx.Module, prompt: str
 ) -> tuple[Float[Array, "1 n d"], Float[Array, "1 n d"], Float[Array, "1 p"] | None]:
     ids = tokenize(tokenizer, prompt, encoder.config.max_position_embeddings)
@@ -161,15 +161,11 @@ def _is_xl(pipeline: Pipeline) -> bool:
     return pipeline.unet.config.addition_embed_type == "text_time"
 
 
-def _scheduler(pipeline: Pipeline) -> dict[str, Any]:
-    scheduler = dict(pipeline.scheduler)
-    if pipeline.settings.get("_class_name") == "StableDiffusionPipeline":
-        # Old files say otherwise and do not mean it: diffusers' pipeline overrules them, too.
-        scheduler |= {"steps_offset": 1, "clip_sample": False}
-    for name in ("clip_sample", "thresholding"):
-        if scheduler.get(name):
-            raise ValueError(f"scheduler: {name} = True is for pixels; latents are not clipped")
-    return scheduler
+def _scheduler(pipeline: Pipeline) -> SchedulerConfig:
+    if pipeline.settings.get("_class_name") != "StableDiffusionPipeline":
+        return read(pipeline.scheduler)
+    # Old files say otherwise and do not mean it: diffusers' pipeline overrules them, too.
+    return read(pipeline.scheduler, overrules={"steps_offset": 1, "clip_sample": False})
 
 
 def _check(pipeline: Pipeline) -> None:
@@ -212,10 +208,10 @@ def _size(pipeline: Pipeline, height: int | None, width: int | None) -> tuple[in
     factor, trained = _pixels_per_latent(pipeline), pipeline.unet.config.sample_size
     sides = trained if isinstance(trained, tuple) else (trained, trained)
     size = []
-    for name, given, side in zip(("height", "width"), (height, width), sides, strict=True):
-        if given is None and side is None:
+    for name, asked, side in zip(("height", "width"), (height, width), sides, strict=True):
+        if asked is None and side is None:
             raise ValueError(f"the unet's config has no sample_size, so {name} must be given")
-        pixels = side * factor if given is None else given
+        pixels = side * factor if asked is None else asked
         if pixels < factor or pixels % factor:
             raise ValueError(f"{name} = {pixels} pixels must be a positive multiple of {factor}")
         size.append(pixels)

@@ -6,8 +6,7 @@ the parts come from is left to others, `stable_diffusion.py` for published check
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,8 @@ from jaxtyping import Array, Float, PyTree
 
 from optdiff.denoisers import ScalingFn, precondition
 from optdiff.nn.network import Network
-from optdiff.types import Cond, Ending, Keys, NoiseSchedule, Samples, Sigma, expand
+from optdiff.scheduler_config import SchedulerConfig
+from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
 
 PIXELS_AT_ONCE = 2**20
 """What the autoencoder works on at a time: four images of 512 x 512."""
@@ -43,8 +43,8 @@ class TextToImage:
       schedule: the noise that the network was trained on.
       scaling: what it predicts, one of the scalings of `denoisers`.
       shape: of a sample, (height, width, channels).
-      scheduler: a checkpoint's `scheduler_config.json` as pairs of name and value, for those who
-        step as it does; empty where there is none.
+      scheduler: what a checkpoint's scheduler file says, for those who step as it does; None where
+        there is none.
     """
 
     unet: Network
@@ -53,7 +53,7 @@ class TextToImage:
     schedule: NoiseSchedule
     scaling: ScalingFn
     shape: tuple[int, int, int]
-    scheduler: tuple[tuple[str, Any], ...] = ()
+    scheduler: SchedulerConfig | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,12 +104,6 @@ class TextToImage:
             "such as metrics=stable_diffusion"
         )
 
-    @property
-    def finish(self) -> Ending:
-        """How the checkpoint's DDIM finishes, see `settle`; goes with levels of its own spacing."""
-        to_zero = dict(self.scheduler).get("set_alpha_to_one", True)
-        return settle(0.0 if to_zero else self.schedule.sigma_min)
-
 
 def drawn(prompts: Cond, keys: Keys) -> Cond:
     """One of the prompts, a pytree with the prompts first, for each key, whatever its company.
@@ -121,31 +115,6 @@ def drawn(prompts: Cond, keys: Keys) -> Cond:
     draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _TAG), (), 0, count))
     rows = draw(keys)
     return jax.tree.map(lambda leaf: leaf[rows], prompts)
-
-
-@cache
-def settle(sigma_last: float) -> Ending:
-    """Finish with an Euler step to `sigma_last`, and read the result as a variance-preserving
-    model does: `x0 = (x - (sigma - sigma_last) eps) / sqrt(1 + sigma_last^2)`.
-
-    At 0 it is `last_denoising`. Published Stable Diffusion checkpoints say
-    `set_alpha_to_one = false`: their DDIM (arXiv 2010.02502, eq. 12, in diffusers) ends at the
-    lowest level it was trained at, and what is decoded keeps that noise.
-
-    Args:
-      sigma_last: where to stop, at most the last level.
-
-    >>> x0 = settle(0.0)(lambda x, sigma: x / sigma, jnp.ones((1, 2)), jnp.array(2.0), None)
-    >>> x0.tolist()
-    [[0.0, 0.0]]
-    """
-    alpha = (1.0 + sigma_last**2) ** -0.5
-
-    def finish(eps_fn, x, sigma, update):
-        step = expand(sigma - sigma_last, x)
-        return (alpha * (x - step * eps_fn(x, sigma))).astype(x.dtype)
-
-    return finish
 
 
 def slerp(

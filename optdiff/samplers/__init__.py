@@ -12,7 +12,7 @@ from optdiff.samplers.adam import (
 )
 from optdiff.samplers.churn import churn, churn_down, churned
 from optdiff.samplers.consistency import lcm, lcm_boundary, tcd
-from optdiff.samplers.ddim import ddim
+from optdiff.samplers.ddim import ddim, euler
 from optdiff.samplers.deis import deis, deis_log_rho, deis_rho, vp_time
 from optdiff.samplers.directions import (
     anneal,
@@ -66,6 +66,8 @@ from optdiff.samplers.plms import plms
 from optdiff.samplers.renoise import (
     ancestral,
     ancestral_down,
+    ddpm,
+    euler_ancestral,
     gamma_mu,
     mu_down,
     power_down,
@@ -90,6 +92,7 @@ __all__ = [
     "churned",
     "constant",
     "ddim",
+    "ddpm",
     "deis",
     "deis_log_rho",
     "deis_rho",
@@ -107,6 +110,8 @@ __all__ = [
     "eqm_nag",
     "er_sde",
     "er_sde_5",
+    "euler",
+    "euler_ancestral",
     "exact_slope",
     "from_optimizer",
     "from_transformation",

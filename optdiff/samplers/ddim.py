@@ -14,3 +14,11 @@ def ddim() -> Sampler:
     >>> sampler = ddim()
     """
     return scale_by_sigma_step()
+
+
+def euler() -> Sampler:
+    """k-diffusion's Euler, which is `ddim`. By this name it steps where diffusers' Euler does.
+
+    >>> sampler = euler()
+    """
+    return ddim()

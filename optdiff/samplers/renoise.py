@@ -115,6 +115,23 @@ def ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
     return renoise(ddim(), ancestral_down(eta))
 
 
+def euler_ancestral(eta: float | Float[Array, ""] = 1.0) -> Sampler:
+    """k-diffusion's Euler ancestral, which is `ancestral`. By this name it steps where diffusers'
+    does.
+
+    >>> sampler = euler_ancestral(eta=1.0)
+    """
+    return ancestral(eta)
+
+
+def ddpm(eta: float | Float[Array, ""] = 1.0) -> Sampler:
+    """DDPM (arXiv 2006.11239), which is `ancestral`. By this name it steps where diffusers' does.
+
+    >>> sampler = ddpm()
+    """
+    return ancestral(eta)
+
+
 def gamma_mu(gamma: float | Float[Array, ""] = 2.0, mu: float | Float[Array, ""] = 0.0) -> Sampler:
     """The general sampler of arXiv 2306.04848 (algorithm 2 with noise, section 4): gradient
     estimation to the level `down`, then noise back up to `sigma' = sigma^mu down^(1 - mu)`.

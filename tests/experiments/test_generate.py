@@ -1,6 +1,5 @@
 """Images from prompts: the same as PyTorch's, made again from themselves, and nothing lost."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -13,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
@@ -29,7 +32,6 @@ from _errors import ConfigError, explain
 from stable_diffusion_folder import write
 
 from optdiff import results
-from optdiff.denoisers import from_scheduler_config
 from optdiff.images import read_note, write_png
 from optdiff.problems import stable_diffusion
 
@@ -186,31 +188,28 @@ def test_strength_leads_from_the_image_to_noise(make, tmp_path):
     assert distance[0] < distance[0.5] < distance[1]
 
 
-def test_strength_starts_at_the_nearest_level_of_the_trained_time(folder, ask):
+def test_strength_begins_where_pytorchs_pipeline_does(folder, ask):
+    theirs = StableDiffusionImg2ImgPipeline.from_pretrained(folder, local_files_only=True)
+    theirs.scheduler = DDIMScheduler.from_config(theirs.scheduler.config)
     config, _ = ask(f"problem.path={folder}", "prompt=a")
     problem = generate.assemble(config, guidance=None)
-    whole, _ = generate.route(config, problem, 10)  # timesteps 901, 801, ... 101, 1
-    steps = {0.0: 1, 0.04: 1, 0.1: 2, 0.54: 6, 0.56: 7, 0.99: 10, 1.0: 10}
-    for strength, count in steps.items():
-        levels, _ = generate.route(config | {"strength": strength}, problem, 10)
-        np.testing.assert_array_equal(levels, whole[-count:])
+    for steps, strength in [(6, 0.6), (10, 0.1), (10, 0.56), (10, 0.99), (7, 0.5), (25, 1.0)]:
+        theirs.scheduler.set_timesteps(steps)
+        timesteps, _ = theirs.get_timesteps(steps, strength, "cpu")
+        for more in ({}, {"grid": {"_target_": "optdiff.grids.leading", "steps_offset": 1}}):
+            more = {k: v | {"_partial_": True} for k, v in more.items()}
+            way = generate.route(config | {"strength": strength} | more, problem, steps)
+            np.testing.assert_allclose(problem.schedule.t(way.levels), timesteps, atol=1e-3)
 
 
-def test_strength_is_a_share_of_times_below_zero_too(folder, ask):
-    edm = {
-        "_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0,
-        "sigma_data": 1.0, "sigma_schedule": "exponential",
-    }  # fmt: skip
-    schedule, scaling = from_scheduler_config(edm)
+def test_strength_means_something_at_one_step_too(folder, ask):
+    """Where PyTorch's pipeline would take none: at this share of the trained time."""
     config, _ = ask(f"problem.path={folder}", "prompt=a")
-    problem = dataclasses.replace(
-        generate.assemble(config, guidance=None),
-        schedule=schedule, scaling=scaling, scheduler=tuple(edm.items()),
-    )  # fmt: skip
-    whole, _ = generate.route(config, problem, 11)  # evenly spaced in its time, log(sigma) / 4
-    for strength, count in {0.0: 1, 0.29: 4, 0.5: 6, 1.0: 11}.items():
-        levels, _ = generate.route(config | {"strength": strength}, problem, 11)
-        np.testing.assert_array_equal(levels, whole[-count:])
+    problem = generate.assemble(config, guidance=None)
+    for steps, strength in [(1, 0.8), (1, 0.3), (6, 0.1), (6, 0.0)]:
+        [level] = generate.route(config | {"strength": strength}, problem, steps).levels
+        highest = 999 if steps == 1 else 831
+        assert problem.schedule.t(level) == pytest.approx(highest * strength, abs=1e-3)
 
 
 @pytest.mark.slow

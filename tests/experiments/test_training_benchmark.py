@@ -24,8 +24,8 @@ from train import assemble
 from optdiff.learning.noise_levels import uniform_time
 from optdiff.nn.checkpoint import load_module
 from optdiff.nn.network import network
-from optdiff.noise import from_scheduler_config
 from optdiff.problems.captioned_digits import SHIPPED
+from optdiff.scheduler_config import read
 
 torch.set_num_threads(1)  # its idle threads spin, which costs others more than they bring here
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def drawn(config):
     if config["stage"] == "vae":
         return {"noise": noise(KEY)}
     level_key, noise_key, drop_key = jax.random.split(KEY, 3)
-    schedule = from_scheduler_config(config["task"]["scheduler"])
+    schedule = read(config["task"]["scheduler"]).schedule
     sigma = uniform_time(schedule, level_key, BATCH).astype(jnp.float32)
     dropped = jax.random.bernoulli(drop_key, config["task"]["dropout"], (BATCH, 1))
     t = schedule.t(sigma).astype(jnp.float32)

@@ -11,8 +11,8 @@ from optdiff.denoisers import (
     edm_scaling,
     eps_scaling,
     flow_scaling,
-    untold,
     v_scaling,
+    without_time_conditioning,
     x0_scaling,
 )
 from optdiff.learning.clip import contrastive, sets_apart
@@ -118,7 +118,9 @@ def test_captions_are_dropped_as_often_as_asked():
 
 def test_a_network_that_is_not_told_the_level_gets_the_same_of_everything_else():
     sigma = jnp.array([0.1, 2.0])
-    told, blind = (s(scaled_linear(), sigma) for s in (v_scaling, untold(v_scaling)))
+    told, blind = (
+        s(scaled_linear(), sigma) for s in (v_scaling, without_time_conditioning(v_scaling))
+    )
     assert jnp.all(blind.c_noise == 0) and jnp.all(told.c_noise != 0)
     for name in ("c_skip", "c_out", "c_in"):
         np.testing.assert_array_equal(getattr(told, name), getattr(blind, name))

@@ -13,7 +13,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from optdiff import grids
 from optdiff.problems.captioned_digits import SHIPPED, text_to_image
 from optdiff.sample import sample, sample_keys, start
 from optdiff.samplers import ancestral, ddim
@@ -107,17 +106,17 @@ def test_pytorchs_pipeline_makes_our_image(which, random_model):
     prompts = ["a red seven on a yellow background", "the digit 3 in blue on white"]
     problem = text_to_image(folder, prompts=prompts, guidance=3.0)
     model = problem.problem
-    levels = grids.from_scheduler_config(dict(model.scheduler))(model.schedule, 10)
+    way = model.scheduler.route(10, sampler="ddim")
     keys = sample_keys(0, 2)
     noise = start(model, keys, jnp.zeros((), jnp.float32)).astype(jnp.float32)
     x0, _ = sample(
         problem,
         ddim(),
-        levels,
+        way.levels,
         keys,
         cond=model.prompts,
-        x=model.from_noise(noise, levels[0]),
-        finish=model.finish,
+        x=way.spread * noise,
+        finish=way.finish,
     )
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert isinstance(pipeline.scheduler, DDIMScheduler)

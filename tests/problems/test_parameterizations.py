@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from digits_folder import redrawn
 
-from optdiff import grids
 from optdiff.learning.unet import task
 from optdiff.nn.checkpoint import load, load_module
 from optdiff.nn.clip.tokenizer import tokenize
@@ -146,16 +145,13 @@ def test_diffusers_opens_the_model_and_steps_as_we_do(trained):
     if not trained.timed:  # diffusers always says the time
         return
     problem = from_pipeline(load(trained.folder), prompts=PROMPTS, guidance=None)
-    levels = grids.from_scheduler_config(saved)(problem.schedule, 4)
+    way = problem.scheduler.route(4, sampler="ddim")
     noise = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
-    x = problem.from_noise(jnp.asarray(noise), levels[0])
-    if trained.kind == "flow":  # DDIM's step from t = 0.999; the times it tells are rounded
-        theirs = DPMSolverMultistepScheduler.from_config(saved, solver_order=1)
-        theirs.set_timesteps(4)
-        t = jnp.asarray(theirs.sigmas[:-1].numpy())
-        pipeline.scheduler, levels, x = theirs, t / (1 - t), noise / (1 - t[0])
+    x = way.spread * jnp.asarray(noise)
+    if trained.kind == "flow":  # its step is DDIM's at order 1; the times it tells are rounded
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(saved, solver_order=1)
     ours, _ = sample(
-        problem, ddim(), levels, sample_keys(0, 3), cond=problem.prompts, x=x, finish=problem.finish
+        problem, ddim(), way.levels, sample_keys(0, 3), cond=problem.prompts, x=x, finish=way.finish
     )
     theirs = pipeline(
         PROMPTS, latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
