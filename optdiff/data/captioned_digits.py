@@ -33,7 +33,7 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 
 SIDE = 32
-"""Pixels of a canvas' side, unless told otherwise."""
+"""Pixels of a canvas' side, by default."""
 
 # Of a canvas of 32: the scale of the 28 x 28 strokes, and how far from its middle they may lie.
 _SCALE, _OFFSET = (0.72, 0.95, 1.2), (6.0, 3.5, 1.0)

@@ -38,8 +38,7 @@ def image_folder(
     Args:
       path: the folder.
       file, text: the columns of the image's name and of the caption.
-      broken: told of what cannot be used; warns, unless told otherwise. If it raises, nothing is
-        read.
+      broken: hears of what cannot be used; by default it warns. If it raises, nothing is read.
       **options: `size`, `batch`, `seed`, `tokenize`, `host`, `hosts` and `threads`, as for
         `image_text_stream`.
 

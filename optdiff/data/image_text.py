@@ -26,7 +26,7 @@ from optdiff.keys import checked_seed
 from optdiff.types import Batch, Stream
 
 Broken = Callable[[str], object]
-"""Told of what cannot be used, with its name and why. If it raises, nothing more is read."""
+"""Hears of what cannot be used, with its name and why. If it raises, nothing more is read."""
 
 IMAGE_BYTES = 2**28
 """An image file larger than this is left out: nobody draws so much, and memory has an end."""
@@ -80,7 +80,7 @@ def image_text_stream(
       host, hosts: which share of every batch this process reads.
       mixed: how many sources are listed, and shuffled as one, at a time.
       threads: images decoded at the same time.
-      broken: told of images that do not decode; warns, unless told otherwise.
+      broken: hears of images that do not decode; by default it warns.
 
     Returns:
       A stream of `images` (b, size, size, 3) in [0, 1] and `ids` (b, tokens).

@@ -62,8 +62,7 @@ def webdataset(
         WebDataset writes them, "laion/{00000..00012}.tar".
       field: where a `.json` has the caption, if there is no `.txt`.
       mixed: how many shards are listed, and shuffled as one, at a time.
-      broken: told of what cannot be used; warns, unless told otherwise. If it raises, nothing more
-        is read.
+      broken: hears of what cannot be used; by default it warns. If it raises, nothing more is read.
       **options: `size`, `batch`, `seed`, `tokenize`, `host`, `hosts` and `threads`, as for
         `image_text_stream`.
 

@@ -113,7 +113,7 @@ def faults_of(cls: Any, values: Mapping[str, Any]) -> list[str]:
 
     Args:
       cls: the config's class; `cls.misfits(values)`, where there is one, gives names and words.
-      values: of the fields by name; those not given have their defaults.
+      values: of the fields by name; the others have their defaults.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
     values = {**defaults, **values}

@@ -64,10 +64,10 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Tokens) -> Tokens:
         kernel, bias = self.proj_in.kernel[...], self.proj_in.bias[...]
         dtype = self.proj_in.dtype or jnp.result_type(x, kernel)
-        given = x.astype(dtype), kernel.astype(dtype), bias.astype(dtype)
+        operands = x.astype(dtype), kernel.astype(dtype), bias.astype(dtype)
         if x.shape[0] * x.shape[1] < 2 * x.shape[2]:  # then the kernel weighs more than what passes
-            return self.proj_out(_gated(*given))
-        h = jax.lax.platform_dependent(*given, cpu=_gated_apart, default=_gated)
+            return self.proj_out(_gated(*operands))
+        h = jax.lax.platform_dependent(*operands, cpu=_gated_apart, default=_gated)
         return self.proj_out(h)
 
 

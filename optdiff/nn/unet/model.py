@@ -206,6 +206,29 @@ class UNet(nnx.Module):
         timestep_cond: Array | None,
     ) -> Float[Array, "b e"]:
         """All that the residual blocks are conditioned on, in one vector a sample."""
+        self._check_conditions(added, class_labels, timestep_cond)
+        config = self.config
+        time = self._waves(jnp.broadcast_to(t, (batch,)), config.block_out_channels[0])
+        temb = self.time_embedding(time, timestep_cond)
+        if class_labels is not None:
+            label = self._embed_class(class_labels)
+            concat = config.class_embeddings_concat
+            temb = jnp.concatenate([temb, label], -1) if concat else temb + label
+        if added is not None:
+            ids = self._waves(added["time_ids"].reshape(-1), config.addition_time_embed_dim)
+            text = added["text_embeds"].astype(self.dtype)
+            joined = jnp.concatenate([text, ids.reshape(batch, -1)], -1)
+            temb = temb + self.add_embedding(joined)
+        act = config.time_embedding_act_fn
+        return temb if act is None else ACTIVATIONS[act](temb)
+
+    def _check_conditions(
+        self,
+        added: Mapping[str, Array] | None,
+        class_labels: Array | None,
+        timestep_cond: Array | None,
+    ) -> None:
+        """Refuse conditioning that the config does not want, and the lack of what it wants."""
         config = self.config
         for name, value, wanted, field in (
             ("added", added, self.add_embedding is not None, "addition_embed_type"),
@@ -223,29 +246,18 @@ class UNet(nnx.Module):
         if timestep_cond is not None and config.time_cond_proj_dim is None:
             raise ValueError("unet: timestep_cond is given, but time_cond_proj_dim is not set")
 
-        def wave(t: Array, dim: int) -> Array:
-            embedding = timestep_embedding(
-                t.astype(jnp.float32),
-                dim,
-                flip_sin_to_cos=config.flip_sin_to_cos,
-                freq_shift=config.freq_shift,
-            )
-            return embedding.astype(self.dtype)
+    def _waves(self, t: Float[Array, "n"] | Int[Array, "n"], dim: int) -> Float[Array, "n d"]:
+        """Sines and cosines of numbers, in float32, then in the network's type."""
+        flip, shift = self.config.flip_sin_to_cos, self.config.freq_shift
+        waves = timestep_embedding(
+            t.astype(jnp.float32), dim, flip_sin_to_cos=flip, freq_shift=shift
+        )
+        return waves.astype(self.dtype)
 
-        width = config.block_out_channels[0]
-        temb = self.time_embedding(wave(jnp.broadcast_to(t, (batch,)), width), timestep_cond)
-        if config.has_classes:
-            label = (
-                wave(class_labels, width) if config.class_embed_type == "timestep" else class_labels
-            )
-            label = label if self.class_embedding is None else self.class_embedding(label)
-            label = label.astype(self.dtype)
-            concat = config.class_embeddings_concat
-            temb = jnp.concatenate([temb, label], -1) if concat else temb + label
-        if added is not None:
-            ids = wave(added["time_ids"].reshape(-1), config.addition_time_embed_dim)
-            text = added["text_embeds"].astype(self.dtype)
-            joined = jnp.concatenate([text, ids.reshape(batch, -1)], -1)
-            temb = temb + self.add_embedding(joined)
-        act = config.time_embedding_act_fn
-        return temb if act is None else ACTIVATIONS[act](temb)
+    def _embed_class(self, labels: Array) -> Float[Array, "b e"]:
+        """Class labels, in whatever form the config wants them, as a vector a sample."""
+        if self.config.class_embed_type == "timestep":
+            labels = self._waves(labels, self.config.block_out_channels[0])
+        if self.class_embedding is not None:
+            labels = self.class_embedding(labels)
+        return labels.astype(self.dtype)
