@@ -17,15 +17,14 @@ DOWN_BLOCKS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 UP_BLOCKS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 """Decoder block types, and whether each residual block is followed by attention."""
 
-# Fields that have one behaviour here: what they must say.
-_FIXED: dict[str, tuple[Any, ...]] = {"latents_mean": (None,), "latents_std": (None,)}
-
 
 @dataclass(frozen=True)
 class VAEConfig:
     """What builds a VAE; the defaults are those of diffusers' AutoencoderKL, field for field.
 
-    `latents = (z - shift_factor) * scaling_factor` (arXiv 2112.10752, sec. D.1, for the scale).
+    `latents = (z - shift_factor) * scaling_factor` (arXiv 2112.10752, sec. D.1, for the scale), or
+    with both `latents_mean` and `latents_std`, one of each a channel, as diffusers' SDXL pipeline
+    has it, `(z - latents_mean) * scaling_factor / latents_std`.
     `force_upcast` makes float16 weights compute in float32, whose range the encoder needs;
     `sample_size` says what images the checkpoint was trained on and changes nothing.
 
@@ -52,6 +51,8 @@ class VAEConfig:
     sample_size: int | tuple[int, ...] | None = field(32, NULL | COUNT | several(COUNT))
     scaling_factor: int | float = field(0.18215, POSITIVE)
     shift_factor: int | float | None = field(None, NULL | NUMBER)
+    latents_mean: tuple[int | float, ...] | None = field(None, NULL | several(NUMBER))
+    latents_std: tuple[int | float, ...] | None = field(None, NULL | several(POSITIVE))
     force_upcast: bool = field(True, FLAG)
     use_quant_conv: bool = field(True, FLAG)
     use_post_quant_conv: bool = field(True, FLAG)
@@ -70,12 +71,11 @@ class VAEConfig:
         >>> VAEConfig.from_dict({"_class_name": "AutoencoderKL", "latent_channels": 16}).act_fn
         'silu'
         """
-        return fields.read(cls, raw, _FIXED | {"_class_name": ("AutoencoderKL",)})
+        return fields.read(cls, raw, {"_class_name": ("AutoencoderKL",)})
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` says, `_class_name` included: `from_dict` of it is this config."""
-        nothing = dict.fromkeys(_FIXED)
-        return {"_class_name": "AutoencoderKL", **fields.written(self), **nothing}
+        return {"_class_name": "AutoencoderKL", **fields.written(self)}
 
     @staticmethod
     def misfits(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -83,6 +83,10 @@ class VAEConfig:
         widths, groups = values["block_out_channels"], values["norm_num_groups"]
         if any(width % groups for width in widths):
             yield "block_out_channels", f"must be multiples of norm_num_groups = {groups}"
+        channels = values["latent_channels"]
+        for name in ("latents_mean", "latents_std"):
+            if values[name] is not None and len(values[name]) != channels:
+                yield name, f"must have {channels} entries, one for each of latent_channels"
         for name in ("down_block_types", "up_block_types"):
             if len(values[name]) != len(widths):
                 yield name, f"must have {len(widths)} entries, one for each of block_out_channels"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -245,7 +246,7 @@ class VAE(nnx.Module):
         mean, log_var = jnp.split(moments, 2, -1)
         # The range that training clipped to; float32 would overflow far outside it.
         std = jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))
-        shift, scale = self.config.shift_factor or 0.0, self.config.scaling_factor
+        shift, scale = self._normalization()
         return Posterior((mean - shift) * scale, std * scale)
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -257,10 +258,18 @@ class VAE(nnx.Module):
         Returns:
           Images (b, f * h, f * w, out_channels) of the type of `latents`, about [-1, 1], unclipped.
         """
-        z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
-        z = z.astype(self._compute_dtype())
+        shift, scale = self._normalization()
+        z = (latents / scale + shift).astype(self._compute_dtype())
         z = z if self.post_quant_conv is None else self.post_quant_conv(z)
         return self.decoder(z).astype(latents.dtype)
+
+    def _normalization(self) -> tuple[Any, Any]:
+        """What is taken from z, and what it is multiplied by then: numbers, or one a channel."""
+        c = self.config
+        if c.latents_mean is None or c.latents_std is None:
+            return c.shift_factor or 0.0, c.scaling_factor
+        mean, std = (np.reshape(v, (1, 1, 1, -1)) for v in (c.latents_mean, c.latents_std))
+        return mean, c.scaling_factor / std
 
     def _compute_dtype(self) -> Dtype:
         stored = self.encoder.conv_in.kernel.dtype

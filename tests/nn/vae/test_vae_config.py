@@ -45,7 +45,7 @@ def test_what_is_written_reads_back_here_and_in_diffusers():
 def test_one_error_names_every_field_that_cannot_be_honoured():
     bad = {
         "act_fn": "elu",
-        "latents_mean": [0.0, 0.1, 0.2, 0.3],
+        "latents_mean": 0.5,
         "down_block_types": ["DownBlock2D"] * 4,
         "use_quant_conv": None,
         "layers_per_block": "2",
