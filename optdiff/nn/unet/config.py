@@ -4,6 +4,7 @@ Field names and defaults are those of diffusers' UNet2DConditionModel, so that a
 and writes to a diffusers folder. This file owns their meaning; the modules are in `model.py`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ class UNetConfig:
         >>> UNetConfig.from_dict({"cross_attention_dim": 768}).heads
         (8, 8, 8, 8)
         """
-        return fields.read(cls, raw, FIXED | {"_class_name": (CLASS_NAME,)})
+        return fields.read(cls, _before_0_9(raw), FIXED | {"_class_name": (CLASS_NAME,)})
 
     def to_dict(self) -> dict[str, Any]:
         """The diffusers `config.json` of this UNet, which `from_dict` reads back to an equal one.
@@ -203,6 +204,16 @@ class UNetConfig:
 
 def _spread(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return depth if isinstance(depth, tuple) else (depth,) * layers
+
+
+def _before_0_9(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Files saved before diffusers 0.9 say less than 64 where they mean it, which its
+    StableDiffusionPipeline knows, too: 512 pixels, not 256."""
+    version = re.match(r"(\d+)\.(\d+)", str(raw.get("_diffusers_version", "")))
+    side = raw.get("sample_size")
+    small = type(side) is int and 0 < side < 64
+    old = version is not None and tuple(map(int, version.groups())) < (0, 9)
+    return {**raw, "sample_size": 64} if small and old else raw
 
 
 def _wrong_lengths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ import inspect
 import json
 
 import pytest
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from optdiff.nn.unet.config import FIXED, UNetConfig
 
@@ -142,3 +142,20 @@ def test_what_is_written_reads_back_here_and_in_diffusers(changes):
     assert set(written) <= known
     # What diffusers would fill in for the fields that are not written means what we do.
     assert UNetConfig.from_dict(FIELDS | written) == config
+
+
+def test_a_size_of_before_0_9_is_what_pytorchs_pipeline_takes_it_for():
+    small = {
+        "block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
+        "cross_attention_dim": 8, "attention_head_dim": 2,
+    }  # fmt: skip
+    names = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    for size in (32, 64, 96):
+        for version in ("0.2.2", "0.8.1", "0.9.0.dev0", "0.9.0", "0.35.1"):
+            note = {"sample_size": size, "_diffusers_version": version}
+            unet = UNet2DConditionModel(**small)
+            unet.register_to_config(**note)
+            parts = {**dict.fromkeys(names), "unet": unet, "scheduler": DDIMScheduler()}
+            pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+            assert UNetConfig.from_dict(note).sample_size == pipeline.unet.config.sample_size
