@@ -42,6 +42,8 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "levels": levels,
         "nfe": drawn.nfe,
         "passes": drawn.nfe * getattr(problem, "passes", 1),
+        "batch_nfe": float(drawn.trace.batch_nfe),
+        "unfinished": int(np.sum(~np.asarray(drawn.trace.finished))),
         "floor": setting.floor,
         "seconds_compile": drawn.seconds.compiling,
         "seconds_run": drawn.seconds.wall - drawn.seconds.compiling,

@@ -101,6 +101,13 @@ def summary(row: results.Row) -> str:
     if row["status"] == "failed":
         return f"{head}: {row['error']}"
     lines = [f"{head}: {row['nfe']:g} evaluations, {row['passes']:g} network passes a sample"]
+    if row["batch_nfe"] is not None and row["batch_nfe"] > row["nfe"]:
+        lines.append(f"  {row['batch_nfe']:g} evaluations of the batch, in which samples waited")
+    if row["unfinished"]:
+        lines.append(
+            f"  UNFINISHED: {row['unfinished']} of {row['samples']} samples ran out of evaluations "
+            "before the last level; give a larger nfe"
+        )
     for name, value in row["metrics"].items():
         floor = f"   (real against real {row['floor'][name]:.4g})" if name in row["floor"] else ""
         lines.append(f"  {name:20} {value:10.4g}{floor}")

@@ -49,8 +49,9 @@ def stopping(
 ) -> Clock:
     """Follow the grid, each sample until its signal falls below a threshold.
 
-    A sample that stops waits at its level, at no further cost, for the last denoising. The
-    evaluation that told it to stop is that one, so it costs nothing either.
+    A sample that stops waits at its level for the last denoising. The evaluation that told it to
+    stop is that one, so it needs no more of them. The batch saves less: it is evaluated whole until
+    its last sample stops (`nfe` and `batch_nfe` of the trace).
 
     Args:
       levels: (n,) the grid.
@@ -66,14 +67,14 @@ def stopping(
         at = jnp.zeros(x.shape[0], jnp.int32)
         return jnp.full(x.shape[0], levels[0]), StoppingState(at, jnp.full_like(x, jnp.nan))
 
-    def following(state, x, eps, i):
+    def next_level(state, x, eps, i):
         sigma = levels[state.at]
         x0 = (x - expand(sigma, x) * eps).astype(x.dtype)
         go = (signal(x0, state.x0, eps, sigma) >= below) | (sigma > from_level)
         at = jnp.minimum(state.at + go, len(levels) - 1)
         return levels[at], go, StoppingState(at, x0)
 
-    return Clock(init, following)
+    return Clock(init, next_level)
 
 
 class EmbeddedState(NamedTuple):
@@ -95,7 +96,8 @@ def embedded(
     is `safety sqrt(tolerance / error)` times as long, at most 5 times and at least 1/5 (the
     controller of Hairer, Norsett & Wanner I, II.4; for diffusion see arXiv 2105.14080).
 
-    Refused moves are paid for. A sample that has arrived at the last level waits there.
+    Refused moves are paid for. A sample that has arrived at the last level waits there; one whose
+    tries run out before is denoised from where it is, and not `finished` in the trace.
 
     Args:
       levels: (n,): from the first to the last, in at most n - 1 tries; those between do not matter.
@@ -110,7 +112,7 @@ def embedded(
         sigma = jnp.full(x.shape[0], levels[0])
         return sigma, EmbeddedState(sigma, jnp.full_like(sigma, first))
 
-    def following(state, x, eps, i):
+    def next_level(state, x, eps, i):
         go = state.sigma > levels[-1]
         return jnp.maximum(state.sigma * jnp.exp(-state.h), levels[-1]), go, state
 
@@ -123,7 +125,7 @@ def embedded(
         h = state.h * jnp.clip(factor, 0.2, 5.0)
         return accept, EmbeddedState(jnp.where(accept, step.sigma_next, state.sigma), h)
 
-    return Clock(init, following, judge)
+    return Clock(init, next_level, judge)
 
 
 @within(rate="(0, 1)")
@@ -147,14 +149,16 @@ def estimated(levels: Levels, *, rate: float = 0.3) -> Clock:
         sigma = jnp.maximum(_rms(x), levels[-1])
         return sigma, sigma
 
-    def following(sigma, x, eps, i):
+    def next_level(sigma, x, eps, i):
         go = sigma > levels[-1]
         sigma_next = jnp.maximum((1.0 - rate) * sigma * _rms(eps), levels[-1])
         sigma_next = jnp.where(go, sigma_next, sigma)
         return sigma_next, go, sigma_next
 
-    return Clock(init, following)
+    return Clock(init, next_level)
 
 
 def _rms(x: Samples) -> Float[Array, "b"]:
-    return jnp.sqrt(jnp.mean(jnp.square(x.reshape(len(x), -1)), axis=1))
+    # Squares of float16 overflow at 256, which is where sampling starts.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sqrt(jnp.mean(jnp.square(wide.reshape(len(x), -1)), axis=1))

@@ -5,6 +5,7 @@ Variance-preserving and flow models enter and leave sigma-coordinates here and n
 scaling is a function of sigma; the schedule supplies the network's own time.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -132,6 +133,10 @@ class Guided:
     uncond: Cond
 
     passes = 2
+
+    def __post_init__(self):
+        if isinstance(self.scale, int | float) and not math.isfinite(self.scale):
+            raise ValueError(f"guidance is a finite number, not {self.scale}")
 
     @property
     def schedule(self) -> NoiseSchedule:

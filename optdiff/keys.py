@@ -82,10 +82,33 @@ def own_keys(state: PyTree, key: Key[Array, ""]) -> PyTree:
     return jax.tree.map(mix, state)
 
 
-def has_shared_key(state: PyTree) -> bool:
-    """Whether a key in this state is one for the whole batch."""
+def refuse_shared_keys(state: PyTree) -> None:
+    """Refuse a state in which one key serves the whole batch.
+
+    Raises:
+      ValueError: saying what gives each sample a key.
+    """
     keys = [as_keys(leaf) for leaf in jax.tree.leaves(state)]
-    return any(one is not None and one.ndim == 0 for one in keys)
+    if any(one is not None and one.ndim == 0 for one in keys):
+        raise ValueError(
+            "the sampler keeps one random key for the whole batch, so that no sample would have "
+            "noise of its own: wrap its transformation in `per_sample`"
+        )
+
+
+def check_keys(keys: Any) -> None:
+    """Require one typed key for each sample.
+
+    Raises:
+      ValueError: for a single key, raw words as `PRNGKey` makes them, or no keys at all.
+    """
+    dtype = getattr(keys, "dtype", type(keys).__name__)
+    typed = isinstance(keys, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed or keys.ndim != 1:
+        raise ValueError(
+            "keys are one key per sample, as `sample_keys(seed, count)` makes them, not "
+            f"{dtype} of shape {np.shape(keys)}"
+        )
 
 
 def as_keys(leaf: Any) -> Key[Array, "..."] | None:

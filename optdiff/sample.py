@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from optdiff.keys import fold_in, has_shared_key
+from optdiff.keys import check_keys, fold_in, refuse_shared_keys
 from optdiff.keys import sample_keys as sample_keys
 from optdiff.types import (
     Clock,
@@ -33,11 +33,20 @@ from optdiff.types import (
 
 
 class Trace(NamedTuple):
-    """How a trajectory went: `nfe` (b,) evaluations of the denoiser per sample, `sigma` the levels
-    they were taken at (the steps', then the last), and what `observe` returned, stacked by step.
+    """How a trajectory went.
+
+    Attributes:
+      nfe: evaluations of the denoiser that each sample needed.
+      batch_nfe: evaluations of the batch that were made: more, where samples wait for others.
+      finished: whether a sample came to the last level or its clock stopped it, before the steps
+        ran out.
+      sigma: the levels of the steps, then the last.
+      observed: what `observe` returned, stacked by step.
     """
 
     nfe: Int[Array, "b"]
+    batch_nfe: Int[Array, ""]
+    finished: Bool[Array, "b"]
     sigma: Float[Array, "n ..."]
     observed: PyTree = None
 
@@ -50,6 +59,8 @@ class Carry(NamedTuple):
     nfe: Int[Array, "b"]
     sampler: PyTree
     clock: PyTree
+    batch_nfe: Int[Array, ""]
+    waits: Bool[Array, "b"]
 
 
 def plain_clock(levels: Levels) -> Clock:
@@ -112,7 +123,8 @@ def sample(
       x0 of shape (b, ...) and dtype of the start, and the `Trace`.
 
     Raises:
-      ValueError: if levels are not a positive, finite vector.
+      ValueError: if levels are not a positive, finite vector, keys not one for each sample, the
+        problem no pytree, or the sampler one that asks for more than gradients.
       FloatingPointError: at the first step, or ending, that leaves a sample not finite; names
         step and level.
 
@@ -124,8 +136,8 @@ def sample(
     >>> x0.shape, trace.nfe.tolist()
     ((4, 2), [8, 8, 8, 8])
     """
-    loop = partial(_python_loop, observe, on_step)
-    x0, trace = _sample(loop, problem, sampler, _checked(levels), keys, cond, x, finish, clock)
+    loop, levels = partial(_python_loop, observe, on_step), _checked(problem, levels, keys)
+    x0, trace = _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock)
     _require_finite(x0, "the ending", trace.sigma[-1])
     return x0, trace
 
@@ -148,6 +160,7 @@ def sample_scan(
     problem's weights, the levels, `x` and `cond`. Nothing is checked on the way: look at the
     result. Pass the same `sampler` object again to reuse its program.
     """
+    levels = _checked(problem, levels, keys)
     return _compiled(problem, sampler, levels, keys, cond, x, finish, observe, clock)
 
 
@@ -192,12 +205,9 @@ def sampling_loop(
     sigma, clock_state = clock.init(x)
     step = partial(_step, eps_fn, sampler, clock, keys, n)
     state = sampler.init(x)
-    if has_shared_key(state):
-        raise ValueError(
-            "the sampler keeps one random key for the whole batch, so that no sample would have "
-            "noise of its own: wrap its transformation in `per_sample`"
-        )
-    carry = Carry(x, sigma, jnp.zeros(x.shape[0], jnp.int32), state, clock_state)
+    refuse_shared_keys(state)
+    nothing, nobody = jnp.zeros(x.shape[0], jnp.int32), jnp.zeros(x.shape[0], bool)
+    carry = Carry(x, sigma, nothing, state, clock_state, jnp.zeros((), jnp.int32), nobody)
     carry, collected = loop(step, carry, n - 1)
     counter = _Counter(eps_fn)
 
@@ -205,7 +215,8 @@ def sampling_loop(
         return _update(sampler, carry, eps, sigma_next, 0, fold_in(keys, n), counter)[0]
 
     x0 = finish(counter, carry.x, carry.sigma, update)
-    return x0, carry._replace(nfe=carry.nfe + counter.calls), collected
+    nfe, batch_nfe = carry.nfe + counter.calls, carry.batch_nfe + counter.calls
+    return x0, carry._replace(nfe=nfe, batch_nfe=batch_nfe), collected
 
 
 def _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock):
@@ -215,7 +226,9 @@ def _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock):
     n = levels.shape[0]
     x0, carry, collected = sampling_loop(loop, eps_fn, sampler, clock, n, keys, x, finish)
     sigmas, observed = collected
-    return x0, Trace(carry.nfe, jnp.concatenate([sigmas, carry.sigma[None]]), observed)
+    finished = carry.waits | (carry.sigma <= levels[-1])
+    levels = jnp.concatenate([sigmas, carry.sigma[None]])
+    return x0, Trace(carry.nfe, carry.batch_nfe, finished, levels, observed)
 
 
 def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step]:
@@ -233,21 +246,21 @@ def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step
         if moves is not None:
             after = jax.tree.map(partial(_where, moves), after, before)
     x, sigma, state = after
-    nfe = carry.nfe + (counter.calls if go is None else jnp.where(go, counter.calls, 0))
-    return Carry(x, sigma, nfe, state, clock_state), proposal._replace(sigma_next=sigma, x_next=x)
+    waits = jnp.zeros_like(carry.waits) if go is None else ~go
+    nfe = carry.nfe + jnp.where(waits, 0, counter.calls)
+    batch_nfe = carry.batch_nfe + counter.calls
+    move = proposal._replace(sigma_next=sigma, x_next=x)
+    return Carry(x, sigma, nfe, state, clock_state, batch_nfe, waits), move
 
 
 def _update(sampler, carry, eps, sigma_next, steps_left, key, eps_fn):
-    return sampler.update(
-        eps,
-        carry.sampler,
-        carry.x,
-        sigma=carry.sigma,
-        sigma_next=sigma_next,
-        steps_left=steps_left,
-        key=key,
-        eps_fn=eps_fn,
-    )
+    where = {"sigma": carry.sigma, "sigma_next": sigma_next, "steps_left": steps_left}
+    try:
+        return sampler.update(eps, carry.sampler, carry.x, **where, key=key, eps_fn=eps_fn)
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise ValueError(f"sampling has a gradient but no loss, and {error}") from error
 
 
 def _where(moves, after, before):
@@ -321,8 +334,16 @@ def _require_finite(x: Samples, who: str, sigma: Sigma) -> None:
         )
 
 
-def _checked(levels: Levels) -> Levels:
+def _checked(problem: Problem, levels: Levels, keys: Keys) -> Levels:
+    """The levels as an array, all arguments being what they should."""
+    for leaf in jax.tree.leaves(problem):
+        if hasattr(leaf, "denoise"):
+            how = "`jax.tree_util.register_dataclass` makes it one, with arrays as data fields"
+            raise ValueError(f"{type(leaf).__name__} is no pytree: {how}")
+    check_keys(keys)
+    if isinstance(levels, jax.core.Tracer):
+        return levels
     values = np.asarray(levels)
     if values.ndim != 1 or not values.size or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"levels are a vector of positive, finite noise levels, got {levels}")
-    return jnp.asarray(levels)
+    return jnp.asarray(levels, None if jnp.issubdtype(values.dtype, jnp.floating) else float)

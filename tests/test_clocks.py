@@ -96,6 +96,45 @@ def test_a_smaller_tolerance_costs_more_and_errs_less(problem, keys, exact):
     assert costs[0] < costs[1] < costs[2]
 
 
+def test_who_ran_out_of_steps_is_not_finished(problem, keys):
+    """Those who did not arrive; who is stopped by the clock has."""
+    levels = karras(problem.schedule, 9)
+    for mode in (sample, sample_scan):
+        _, short = mode(problem, heun(), levels, keys, clock=embedded(levels, tolerance=1e-3))
+        assert not short.finished.any() and (short.sigma[-1] > 2.0 * levels[-1]).all()
+    many = karras(problem.schedule, 60)
+    _, trace = sample(problem, heun(), many, keys, clock=embedded(many, tolerance=0.02))
+    assert trace.finished.all() and (trace.sigma[-1] == many[-1]).all()
+    assert sample(problem, ddim(), levels, keys)[1].finished.all()
+    clock = stopping(levels, below=1e3, from_level=9.0)
+    _, early = sample(problem, ddim(), levels, keys, clock=clock)
+    assert early.finished.all() and (early.sigma[-1] > levels[-1]).all()
+
+
+def test_the_batch_makes_the_evaluations_that_its_slowest_sample_needs(problem, keys):
+    """And the one by which that one learns that it is done, if it stops before the last level."""
+    calls = 0
+    levels = karras(problem.schedule, 12)
+    clock = stopping(levels, below=0.1, from_level=2.0)
+
+    class Watched(type(problem)):
+        def denoise(self, x, sigma, cond=None):
+            jax.debug.callback(count)
+            return super().denoise(x, sigma, cond)
+
+    def count():
+        nonlocal calls
+        calls += 1
+
+    jax.tree_util.register_dataclass(Watched, ["means", "stds", "log_weights"], ["schedule"])
+    for mode in (sample, sample_scan):
+        calls = 0
+        _, trace = mode(Watched(**vars(problem)), ddim(), levels, keys, clock=clock)
+        jax.block_until_ready(trace)
+        jax.effects_barrier()
+        assert trace.batch_nfe == calls >= trace.nfe.max() > trace.nfe.min()
+
+
 @pytest.mark.parametrize("mode", [sample, sample_scan])
 def test_clocks_work_in_both_modes(mode, problem, keys):
     levels = karras(problem.schedule, 40)

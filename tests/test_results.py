@@ -32,6 +32,8 @@ def make_row(key="k0", **changes):
         "nfe_asked": 8,
         "nfe": 8.0,
         "passes": 8.0,
+        "batch_nfe": 8.0,
+        "unfinished": 0,
         "seed": 0,
         "samples": 512,
         "metrics": {"sliced_w2": 0.25},

@@ -9,12 +9,14 @@ import optax
 import pytest
 
 from optdiff.cost import evals_per_step, levels_within
+from optdiff.denoisers import Guided
 from optdiff.grids import karras
 from optdiff.problems import digits, energy, mixture
 from optdiff.sample import Clock, identity, sample, sample_keys, sample_scan, start, step_to_zero
 from optdiff.samplers import (
     ancestral,
     ddim,
+    from_optimizer,
     from_transformation,
     gradient_estimation,
     ipndm,
@@ -177,6 +179,52 @@ def test_scan_mode_passes_broken_samples_on(problem, levels, keys, x):
     assert jnp.isnan(sample_scan(broken, ddim(), levels, keys, x=x)[0]).all()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "keys", [jax.random.key(0), jax.random.PRNGKey(0), jnp.zeros((4, 2), np.uint32), None]
+)
+def test_what_is_not_one_key_per_sample_is_refused(mode, problem, levels, keys, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="one key per sample, as `sample_keys"):
+        mode(problem, ddim(), levels, keys)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_levels_may_be_a_list(mode, problem, keys, x, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    by_list, _ = mode(problem, ddim(), [4, 2, 1], keys, x=x)
+    by_array, _ = mode(problem, ddim(), jnp.array([4.0, 2.0, 1.0]), keys, x=x)
+    np.testing.assert_array_equal(by_list, by_array)
+    for wrong in ([4, 2, 0], [], jnp.array([1.0, 0.0]), jnp.array([np.nan])):
+        with pytest.raises(ValueError, match="positive, finite"):
+            mode(problem, ddim(), wrong, keys, x=x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_problem_that_is_no_pytree_is_told_how_to_be_one(mode, problem, levels, keys):
+    class Own(type(problem)):
+        """Not registered."""
+
+    for own in (Own(**vars(problem)), Guided(Own(**vars(problem)), 2.0, None)):
+        with pytest.raises(ValueError, match=r"Own is no pytree: `jax.tree_util.register_datacl"):
+            mode(own, ddim(), levels, keys)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "optimizer", [optax.lbfgs(), optax.polyak_sgd(), optax.contrib.momo(0.1)], ids=id
+)
+def test_optimizers_that_ask_for_a_loss_are_refused(mode, optimizer, problem, levels, keys, x):
+    with pytest.raises(ValueError, match=r"no loss, and .* missing .*'value'"):
+        mode(problem, from_optimizer(optimizer), levels, keys, x=x)
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf")])
+def test_guidance_that_is_no_number_is_refused(guidance):
+    with pytest.raises(ValueError, match="guidance is a finite number"):
+        Guided(mixture(), guidance, None)
+
+
 # --- keys ---
 
 
@@ -224,6 +272,17 @@ def test_guided_digits_together_are_each_alone():
     assert trace.nfe.tolist() == [4] * 8, "a guided evaluation is one evaluation"
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_conditional_problem_asks_for_its_condition(mode, keys):
+    for conditional in (digits(conditional=True), digits(guidance=2.0)):
+        levels = karras(conditional.schedule, 3)
+        with pytest.raises(ValueError, match="a condition per sample, but cond is None"):
+            mode(conditional, ddim(), levels, keys)
+        x = jnp.zeros((4, 28, 28))
+        with pytest.raises(ValueError, match="a condition per sample, but cond is None"):
+            mode(conditional, ddim(), levels, keys, x=x)
+
+
 # --- clocks ---
 
 
@@ -261,9 +320,10 @@ def test_a_clock_stops_single_samples_in_both_modes(name, problem, keys, x):
         )
         for mode in MODES
     )
-    for a, b in zip(jax.tree.leaves(host[1]), jax.tree.leaves(scan[1]), strict=True):
+    shown = [trace._replace(batch_nfe=0) for _, trace in (host, scan)]
+    for a, b in zip(*map(jax.tree.leaves, shown), strict=True):
         # Host mode ends when the last sample stops; a scan waits with them all.
-        np.testing.assert_allclose(a, b[: len(a)], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(a, b[: len(a)] if np.ndim(a) else b, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(host[0], scan[0], rtol=1e-9, atol=1e-9)
 
     _, free = sample(problem, sampler, levels, keys, x=x, observe=lambda step: step.x_next)

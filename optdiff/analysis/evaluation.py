@@ -97,7 +97,8 @@ def draw(
     **options: Any,
 ) -> tuple[Samples, Trace]:
     """Draw the first samples of a seed, `batch` at a time; the trace is the first batch's, but for
-    the evaluations, which are everyone's. `options` are those of `sample` (observe, clock).
+    the evaluations and who finished, which are everyone's (of `batch_nfe`, the mean).
+    `options` are those of `sample` (observe, clock).
 
     Every batch has the same shape, so that the network is compiled once: the last is drawn whole
     and cut.
@@ -109,8 +110,13 @@ def draw(
         x0, trace = sample(problem, sampler, levels, keys, cond=cond, **options)
         x0s.append(x0)
         traces.append(trace)
-    nfe = jnp.concatenate([trace.nfe for trace in traces])[:samples]
-    return jnp.concatenate(x0s)[:samples], traces[0]._replace(nfe=nfe)
+    nfe, finished = (
+        jnp.concatenate([getattr(trace, name) for trace in traces])[:samples]
+        for name in ("nfe", "finished")
+    )
+    batch_nfe = jnp.repeat(jnp.stack([trace.batch_nfe for trace in traces]), batch)[:samples]
+    whole = {"nfe": nfe, "finished": finished, "batch_nfe": jnp.mean(batch_nfe)}
+    return jnp.concatenate(x0s)[:samples], traces[0]._replace(**whole)
 
 
 def _exact(problem, sigma, seed, samples, batch, solver) -> Samples:

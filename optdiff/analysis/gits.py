@@ -16,9 +16,6 @@ from optdiff.sample import Step, sample, sample_keys
 from optdiff.samplers import ipndm
 from optdiff.types import Grid, Keys, Levels, NoiseSchedule, Problem, Sampler, within
 
-TEACHER = ipndm()
-"""Solves the fine trajectories unless another sampler is named."""
-
 
 class Trajectories(NamedTuple):
     """Fine solutions at m levels and, last, at zero; `eps` is taken at every x but the last."""
@@ -29,7 +26,7 @@ class Trajectories(NamedTuple):
 
 
 def trajectories(
-    problem: Problem, keys: Keys, levels: Levels, *, sampler: Sampler = TEACHER
+    problem: Problem, keys: Keys, levels: Levels, *, sampler: Sampler | None = None
 ) -> Trajectories:
     """Follow samples down a fine grid to zero.
 
@@ -37,7 +34,8 @@ def trajectories(
       problem: what is sampled.
       keys: (b,) one key per sample.
       levels: (m,) where x and eps are kept, fine enough for the sampler to be right.
-      sampler: deterministic, as what is sought are levels for an ordinary differential equation.
+      sampler: deterministic, as what is sought are levels for an ordinary differential equation;
+        `ipndm()` by default.
 
     Raises:
       ValueError: for fewer than two levels.
@@ -51,6 +49,7 @@ def trajectories(
     if len(levels) < 2:
         raise ValueError("a trajectory needs at least two levels")
     steps: list[Step] = []
+    sampler = ipndm() if sampler is None else sampler
     cond = problem.condition(keys)
     x0, _ = sample(problem, sampler, levels, keys, cond=cond, on_step=steps.append)
     last = steps[-1].x_next
@@ -116,7 +115,7 @@ def gits(
     grid: Grid = karras,
     samples: int = 256,
     seed: int = 2**31 - 1,
-    sampler: Sampler = TEACHER,
+    sampler: Sampler | None = None,
     gamma: float = 1.0,
 ) -> Grid:
     """A grid whose n levels minimise the summed truncation error of Euler on a problem.
@@ -131,7 +130,7 @@ def gits(
       candidates: how many levels there are to choose from.
       grid: where they are.
       samples, seed: the trajectories that are followed. Judge the grid on samples of another seed.
-      sampler: solves them.
+      sampler: solves them; `ipndm()` by default.
       gamma: more than 1 if errors of late steps matter more than those of early ones.
 
     Returns:

@@ -32,7 +32,8 @@ _CONDITION = 2**31 - 3  # what draws a condition from a sample's key; no step ha
 @dataclass(frozen=True)
 class Digits:
     """The smoothed training digits. A condition is (b, 10): a weight for each digit, one-hot for a
-    single one, all ones (or None) for any. Images are in [-1, 1]; decoded ones in [0, 1]."""
+    single one, all ones for any; None where the problem is not conditional. Images are in [-1, 1],
+    decoded ones in [0, 1]."""
 
     images: Float[Array, "n 784"]
     labels: Int[Array, "n"]
@@ -53,7 +54,7 @@ class Digits:
     def log_density(self, x: Samples, sigma: Sigma, cond: Cond = None) -> Float[Array, "b"]:
         """`log p_sigma(x | cond)` of the smoothed set with noise of level sigma, (b,)."""
         flat, variance = self._flat(x, sigma)
-        log_weights = self._log_weights(self.labels, cond)
+        log_weights = self._log_weights(cond)
         logits = self._logits(flat, variance) + log_weights
         norm = jnp.sum(flat**2, axis=1) / (2.0 * variance[:, 0])
         evidence = jax.nn.logsumexp(logits, axis=1) - jax.nn.logsumexp(log_weights, axis=1)
@@ -64,7 +65,7 @@ class Digits:
         `-|x - x_i|^2 / 2 s^2` over the digits that the condition allows,
         `D = (sigma^2 sum_i w_i x_i + smoothing^2 x) / s^2`."""
         flat, variance = self._flat(x, sigma)
-        logits = self._logits(flat, variance) + self._log_weights(self.labels, cond)
+        logits = self._logits(flat, variance) + self._log_weights(cond)
         nearest = _einsum("bn,nd->bd", jax.nn.softmax(logits, axis=1), self.images)
         keep = jnp.square(self.smoothing) / variance
         return (nearest + keep * (flat - nearest)).reshape(x.shape).astype(x.dtype)
@@ -72,7 +73,7 @@ class Digits:
     def prior(self, keys: Keys, sigma: Sigma, cond: Cond = None) -> Samples:
         """The exact marginal: a training digit that the condition allows, smoothing, and noise."""
         spread = jnp.hypot(self.smoothing, sigma)
-        log_weights = self._log_weights(self.labels, cond)
+        log_weights = self._log_weights(cond)
 
         def one(key, log_weights):
             digit_key, noise_key = jax.random.split(key)
@@ -91,8 +92,10 @@ class Digits:
         """Held-out digits, smoothed and decoded: no digit twice, each of the kind that is asked.
 
         Raises:
-          ValueError: if more are asked for than were held out, in all or of a kind.
+          ValueError: if more are asked for than were held out, in all or of a kind, or a
+            conditional problem gets no condition.
         """
+        self._check_condition(cond)
         if len(keys) > len(self.held_out):
             raise ValueError(f"{len(keys)} digits asked for, {len(self.held_out)} were held out")
         order = np.asarray(jax.random.permutation(keys[0], len(self.held_out)))
@@ -121,9 +124,17 @@ class Digits:
         products = _einsum("bd,nd->bn", flat, self.images)
         return (products - jnp.sum(self.images**2, 1)[None] / 2.0) / variance
 
-    def _log_weights(self, labels, cond) -> Float[Array, "_ n"]:
+    def _log_weights(self, cond) -> Float[Array, "_ n"]:
         """The log-weight of each digit under each sample's condition; one row if it has none."""
-        return jnp.log(jnp.ones((1, 10)) if cond is None else cond)[:, labels]
+        self._check_condition(cond)
+        return jnp.log(jnp.ones((1, 10)) if cond is None else cond)[:, self.labels]
+
+    def _check_condition(self, cond):
+        if self.conditional and cond is None:
+            raise ValueError(
+                "conditional digits need a condition per sample, but cond is None; "
+                "`problem.condition(keys)` draws one, and all ones mean any digit"
+            )
 
 
 @within(guidance="(-inf, inf)", smoothing="[0, inf)")

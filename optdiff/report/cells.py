@@ -25,7 +25,8 @@ RESAMPLES = 10_000
 class Cell(NamedTuple):
     """A method at a budget: values by metric and seed, and the errors of the seeds that failed.
 
-    `nfe` and `passes` are what a sample really cost on average, nan if no job was ok; `keys` name
+    `nfe` and `passes` are what a sample really cost on average, nan if no job was ok; `unfinished`
+    is the share of samples that ran out of evaluations before the last level; `keys` name
     the artifacts of the ok jobs by seed, `floor` has by metric what real samples score.
     """
 
@@ -35,6 +36,7 @@ class Cell(NamedTuple):
     errors: dict[int, str]
     nfe: float
     passes: float
+    unfinished: float
     keys: dict[int, str]
     floor: dict[str, float]
 
@@ -218,6 +220,7 @@ def _cell(rows: list[Row], floor: dict[str, dict[int, float]], budget: int) -> C
         errors={r["seed"]: r["error"] or "unknown error" for r in rows if r["status"] != "ok"},
         nfe=float(np.mean([row["nfe"] for row in ok])) if ok else np.nan,
         passes=float(np.mean([row["passes"] for row in ok])) if ok else np.nan,
+        unfinished=sum(r["unfinished"] or 0 for r in ok) / max(1, sum(r["samples"] for r in ok)),
         keys={row["seed"]: row["key"] for row in ok},
         floor={m: own[budget] for m, f in floor.items() if budget in (own := _floor(ok, m) or f)},
     )

@@ -113,6 +113,7 @@ def _text(
         parts.append(f"**{text}**" if mark == "best" else text)
         parts += ["≈"] * (mark == "tie")
         parts += [f"@{cell.nfe:.3g}"] * (abs(cell.nfe - budget) > 1e-6)
+        parts += [f"⋯{100 * cell.unfinished:.0f}%"] * (cell.unfinished > 0)
         known = len(cell.values[metric])
         parts += [f"{known}/{len(seeds)}"] * (known + len(cell.errors) < len(seeds))
     if cell.errors:
@@ -176,6 +177,8 @@ def _legend(board: Board, metric: str, lines: list[list[str]]) -> str:
         )
     if "@" in text:
         legend.append("@: evaluations really made, where not those asked for.")
+    if "⋯" in text:
+        legend.append("⋯: samples that ran out of evaluations before the last level.")
     if "/" in text:
         legend.append("2/3: seeds present; a cell where some are missing does not compete.")
     if "✗" in text:

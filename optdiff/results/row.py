@@ -27,6 +27,8 @@ class Row(TypedDict):
     nfe_asked: int  # the budget
     nfe: float | None  # evaluations per sample, as counted
     passes: float | None  # network passes per sample: evaluations times the passes of each
+    batch_nfe: float | None  # evaluations of the batch: more than nfe where samples wait for others
+    unfinished: int | None  # samples that ran out of evaluations before the last level
     seed: int
     samples: int
     metrics: dict[str, float]
@@ -43,7 +45,7 @@ class Row(TypedDict):
     time: str  # UTC, ISO 8601
 
 
-NEWER = {"spread": {}, "refused": {}}
+NEWER = {"spread": {}, "refused": {}, "batch_nfe": None, "unfinished": None}
 """Fields that rows of earlier versions lack, as they are read."""
 
 
@@ -210,9 +212,10 @@ _KINDS = {
     **dict.fromkeys(("error", "commit"), ("a text or null", _or_null(_is_text))),
     **dict.fromkeys(("nfe_asked", "seed", "samples"), ("a whole number", _is_whole)),
     **dict.fromkeys(
-        ("nfe", "passes", "seconds_compile", "seconds_run", "seconds_metrics"),
+        ("nfe", "passes", "batch_nfe", "seconds_compile", "seconds_run", "seconds_metrics"),
         ("a finite number or null", _or_null(_is_finite)),
     ),
+    "unfinished": ("a whole number or null", _or_null(_is_whole)),
     "status": ("ok or failed", lambda value: value in ("ok", "failed")),
     "config": ("an object", lambda value: isinstance(value, dict)),
     "versions": ("texts by name", _by_name(_is_text)),

@@ -21,7 +21,7 @@ SMOOTHING = 0.125  # the same number in float32 and float64
 @pytest.fixture(scope="session")
 def single():
     """The digits as in production: float32."""
-    return digits(conditional=True, smoothing=SMOOTHING)
+    return digits(smoothing=SMOOTHING)
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ def test_conditions_may_differ_by_sample_and_all_ones_is_none(handwritten, noisy
 
 
 def test_conditions_are_digits_drawn_evenly(handwritten):
+    handwritten = dataclasses.replace(handwritten, conditional=True)
     cond = np.asarray(handwritten.condition(sample_keys(0, THOUSAND)))
     assert set(np.unique(cond)) == {0.0, 1.0} and (cond.sum(axis=1) == 1).all()
     assert np.abs(cond.sum(axis=0) - 100).max() < 5 * np.sqrt(90)
@@ -82,7 +83,8 @@ def test_conditions_are_digits_drawn_evenly(handwritten):
 
 
 def test_guidance_leads_away_from_any_digit(handwritten, noisy, levels):
-    guided = dataclasses.replace(digits(guidance=3.0), problem=handwritten)
+    conditional = dataclasses.replace(handwritten, conditional=True)
+    guided = dataclasses.replace(digits(guidance=3.0), problem=conditional)
     assert guided.problem.conditional and guided.passes == 2
     cond = jnp.eye(10)[:FOUR]
     anything = handwritten.denoise(noisy, levels)
