@@ -23,7 +23,7 @@ import jax
 import optax
 from _build import build, check_targets, folder_path
 from _device import device
-from _errors import ConfigError
+from _errors import ConfigError, WriteError
 from _note import begin, write
 from _stages import SHIPPED, STAGES, critics, earlier, parts, pictures
 from _sweep import end_with_parent, run
@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from optdiff.allocator import keep_freed_memory
 from optdiff.images import tile, to_pixels, write_png
+from optdiff.learning.claim import claimed
 from optdiff.learning.interruption import ResumeError
 from optdiff.learning.layouts import whole
 from optdiff.learning.loop import train
@@ -53,6 +54,8 @@ def main(config: DictConfig) -> None:
         jax.distributed.initialize(**wanted["distributed"])
     try:
         learn(wanted, Path(folder_path("folder", wanted["folder"])) / wanted["stage"])
+    except OSError as error:
+        raise WriteError(f"{wanted['stage']}: {error}") from error
     except (ResumeError, FloatingPointError) as error:  # which say what to do
         raise ConfigError(f"{wanted['stage']}: {error}") from error
     if jax.process_count() > 1:  # the next stage reads what the first process writes
@@ -67,18 +70,19 @@ def learn(config: dict[str, Any], folder: Path) -> None:
     if note is None:
         print(f"{stage}: finished before, in {folder}")
         return
-    begun = partial(write, folder, note) if jax.process_index() == 0 else lambda: None
-    if stage == "tokenizer":  # which is learned at once; the loop says when others begin
-        begun()
-    for part, path in (used | beside).items():
-        if path.is_relative_to(SHIPPED):
-            print(f"{stage}: takes the {part} that comes with optdiff")
-    scores, save = run_task(assemble(config, used), config, folder, begun)
-    if jax.process_index() == 0:
-        publish(save, folder / "model", beside)
-        seconds = round(time.perf_counter() - start, 1)
-        write(folder, note | {"scores": scores, "seconds": seconds})
-        print(f"{stage}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+    with claimed(folder / ".run.lock"):
+        begun = partial(write, folder, note) if jax.process_index() == 0 else lambda: None
+        if stage == "tokenizer":  # which is learned at once; the loop says when others begin
+            begun()
+        for part, path in (used | beside).items():
+            if path.is_relative_to(SHIPPED):
+                print(f"{stage}: takes the {part} that comes with optdiff")
+        scores, save = run_task(assemble(config, used), config, folder, begun)
+        if jax.process_index() == 0:
+            publish(save, folder / "model", beside)
+            seconds = round(time.perf_counter() - start, 1)
+            write(folder, note | {"scores": scores, "seconds": seconds})
+            print(f"{stage}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
 
 
 def run_task(

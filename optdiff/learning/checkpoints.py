@@ -6,10 +6,13 @@ the state, where the stream of each process stood, and the digests of the files 
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,10 @@ from optdiff.learning.step import State
 
 DIGESTS = "SHA256SUMS"
 """The file of a checkpoint that says what the others hold: `sha256sum -c` reads it too."""
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written, as on a full disk; it says which, and why."""
 
 
 class Checkpoints:
@@ -62,19 +69,22 @@ class Checkpoints:
         self._held = step
         fresh = self.folder / f"{step}.new"
         positions = {"positions": _of_every_process(position)}
-        written = ocp.save_async(fresh, state, overwrite=True, custom_metadata=positions)
+        with _save_errors(fresh):
+            written = ocp.save_async(fresh, state, overwrite=True, custom_metadata=positions)
         self._landing = self._thread.submit(self._land, written, fresh)
 
     def _land(self, written: Any, fresh: Path) -> None:
         """Wait for a checkpoint to be written, put it in its place and take old ones away."""
-        written.result()
-        if jax.process_index() > 0:
-            return
-        (fresh / DIGESTS).write_text("".join(f"{d}  {name}\n" for name, d in _digests(fresh)))
         place = fresh.with_suffix("")
-        if place.exists():
-            shutil.rmtree(place)
-        os.replace(fresh, place)
+        with _save_errors(fresh):
+            written.result()
+            if jax.process_index() > 0:
+                return
+            lines = (f"{digest}  {name}\n" for name, digest in _digests(fresh))
+            (fresh / DIGESTS).write_text("".join(lines))
+            if place.exists():
+                shutil.rmtree(place)
+            os.replace(fresh, place)
         until = [step for step in self.steps() if step <= int(place.name)]
         for old in until[: -self._keep]:
             shutil.rmtree(self.folder / str(old))
@@ -127,12 +137,18 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Return when what was saved is on disk."""
+        """Return when what was saved is on disk.
+
+        Raises:
+          SaveError: if it could not be written.
+        """
         if self._landing is not None:
             landing, self._landing = self._landing, None
             landing.result()
 
     def __enter__(self) -> "Checkpoints":
+        self._level = _log.level
+        _log.setLevel(logging.CRITICAL)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -140,6 +156,22 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+            _log.setLevel(self._level)
+
+
+_log = logging.getLogger("absl")  # to which Orbax writes pages about what it raises anyway
+
+
+@contextmanager
+def _save_errors(fresh: Path) -> Iterator[None]:
+    """Any error, of the many kinds that Orbax has, as a `SaveError`."""
+    try:
+        yield
+    except Exception as error:
+        raise SaveError(
+            f"{fresh.with_suffix('')} could not be written ({_in_a_line(error)}); the checkpoints "
+            "before it are whole"
+        ) from error
 
 
 def _digests(checkpoint: Path) -> list[tuple[str, str]]:
@@ -184,7 +216,7 @@ def _check(checkpoint: Path) -> None:
 def _in_a_line(error: Exception) -> str:
     """An error's message, of which those of Orbax can be pages."""
     text = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _of_every_process(position: Any) -> list[Any]:

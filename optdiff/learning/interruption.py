@@ -33,7 +33,8 @@ class ResumeError(ValueError):
 
 
 class Wish:
-    """Notes SIGTERM and SIGINT while its `with` lasts. A second Ctrl-C interrupts at once.
+    """Notes SIGTERM and SIGINT while its `with` lasts. A second Ctrl-C interrupts at once. One that
+    came and that nobody asked for is sent again when the `with` ends, to whoever handled it before.
 
     Outside the main thread, where Python handles no signals, it notes none.
     """
@@ -64,3 +65,5 @@ class Wish:
         for number, handler in self._before.items():
             # None: it was not set from Python, and cannot be put back from there.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self.signum and self._before and error[0] is None:
+            signal.raise_signal(self.signum)  # it came when there was nothing left to stop

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from optdiff.learning.checkpoints import Checkpoints
+from optdiff.learning.claim import claimed
 from optdiff.learning.interruption import Interrupted, ResumeError, Wish
 from optdiff.learning.layouts import (
     Layout,
@@ -109,7 +110,8 @@ def train(
       FloatingPointError: at the first step whose loss, gradient or update is not finite; the state
         before it is saved.
       ResumeError: if the folder holds a run of another seed, network or optimizer, or one that
-        watches other metrics.
+        watches other metrics; if another process trains in it.
+      SaveError: if a checkpoint cannot be written; those before are whole.
 
     >>> import numpy as np
     >>> stream = Stream(0, lambda i: ({"x": np.full((2, 1), i % 2, np.float32)}, i + 1))
@@ -126,6 +128,7 @@ def train(
         wish = stack.enter_context(Wish())
         checkpoints = None
         if folder is not None:
+            stack.enter_context(claimed(Path(folder) / ".checkpoints.lock"))
             checkpoints = stack.enter_context(Checkpoints(Path(folder) / "checkpoints", keep))
             state, position = _resumed(checkpoints, state, position)
         first = int(state.step)
@@ -148,6 +151,9 @@ def train(
                 raise Interrupted(stop, record.farewell(stop))
             if watch is not None and (end or step % watch_every == 0):
                 record.watched(watch(whole(state.ema), step))
+        record.wait()
+        if stop := wish.agreed():  # during the last save or `watch`
+            raise Interrupted(stop, record.farewell(stop))
     return state
 
 

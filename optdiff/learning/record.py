@@ -86,6 +86,11 @@ class Record:
         if self._checkpoints is not None:
             self._checkpoints.save(state, self._position)
 
+    def wait(self) -> None:
+        """Return when what was saved is on disk."""
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+
     def watched(self, values: Mapping[str, Any]) -> None:
         """Write what `watch` returned about the step that was looked at."""
         if self._curves is not None:
@@ -96,7 +101,7 @@ class Record:
         name = signal.Signals(signum).name
         message = f"{name}: stopped after step {self._step}; no folder was given, so all is lost"
         if self._checkpoints is not None:
-            self._checkpoints.wait()
+            self.wait()
             message = (
                 f"{name}: stopped after step {self._step}, saved in {self._checkpoints.folder}; "
                 "run the same command again to go on"

@@ -18,6 +18,7 @@ from _build import check_targets
 from _errors import ConfigError
 from _stages import critics, parts
 
+from optdiff.learning.claim import claimed
 from optdiff.learning.interruption import ResumeError
 from optdiff.problems.captioned_digits import SHIPPED
 
@@ -145,6 +146,16 @@ def test_a_refused_resumption_leaves_the_note(tmp_path, monkeypatch):
     with pytest.raises(ResumeError):
         train.learn(conf(tmp_path, "stage=vae", "rate=0.5", "resume=any"), place)
     assert _note.read(place) == json.loads(json.dumps(note))
+
+
+def test_two_do_not_learn_in_one_folder(tmp_path, monkeypatch):
+    notes = stubbed(monkeypatch, tmp_path, end=lambda: None)
+    with (
+        claimed(tmp_path / "vae/.run.lock"),
+        pytest.raises(ResumeError, match="vae is in use by process"),
+    ):
+        train.learn(conf(tmp_path, "stage=vae"), tmp_path / "vae")
+    assert not notes
 
 
 def test_a_tokenizer_is_begun_before_it_is_learned(tmp_path, monkeypatch):

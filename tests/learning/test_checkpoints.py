@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, whatever happens to the process that saves."""
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from small_run import assert_same, parameters
 
 from optdiff.learning import checkpoints as module
-from optdiff.learning.checkpoints import DIGESTS, Checkpoints
+from optdiff.learning.checkpoints import DIGESTS, Checkpoints, SaveError
 from optdiff.learning.layouts import all_devices, replicated
 from optdiff.learning.step import initial_state
 
@@ -211,6 +212,26 @@ def test_another_network_or_optimizer_does_not_go_on(folder, like):
         pytest.raises(ValueError, match="no checkpoint could be restored"),
     ):
         checkpoints.restore(like())
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_what_was(tmp_path, capfd):
+    """Files may not grow past 64 KiB, which to who writes is as good as a full disk."""
+    large = {"w": np.random.default_rng(0).normal(size=2**17).astype(np.float32)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(SaveError, match=r"/2 could not be written \(.*File too large") as error,
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(state_of(1, large), 1)
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        checkpoints.save(state_of(2, large), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value) and "Traceback" not in capfd.readouterr().err
+    with Checkpoints(tmp_path) as checkpoints:
+        state, position = checkpoints.restore(state_of(0, large))
+    assert position == 1
+    assert_same(state, state_of(1, large))
 
 
 def test_where_nothing_was_saved_nothing_is_restored(tmp_path):
