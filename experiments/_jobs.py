@@ -72,7 +72,7 @@ def job(
     if (clock := _label("clock", choices, overrides)) != "plain":
         names["sampler"] += f" {clock}"
     new = Job(config, _key(config), names)
-    known = log(config["study"], config["refresh"])[0].get(_typed_anyhow(new.identity))
+    known = log(config["study"], config["refresh"]).names.get(_typed_anyhow(new.identity))
     return new if known is None else new._replace(**known)
 
 
@@ -80,42 +80,56 @@ def ask(job: Job) -> bool:
     """Note that a job is asked for; return whether it is to be done."""
     study = job.config["study"]
     asked.setdefault(study, set()).add(job.identity)
-    return job.identity not in log(study, job.config["refresh"])[1]
+    return not log(study, job.config["refresh"]).has(job)
 
 
 asked: dict[str, set[tuple[str, ...]]] = {}
 """By study, what this process was asked for."""
 
 
-@lru_cache
-def log(
-    study: str, refresh: str
-) -> tuple[dict[tuple[str, ...], dict[str, Any]], set[tuple[str, ...]]]:
-    """The log of a study as it was when this process began: the key and the names that each job has
-    there, by its identity; and the identities of those that `refresh` leaves alone.
+class Log:
+    """The log of a study as a process sees it: `names` has the key and the names of each job there
+    was when it began, by identity.
 
     Raises:
       ConfigError: if it cannot be read.
     """
-    sources = {"failed": None, "stale": provenance.source_digest(), "all": ""}  # which none has
-    if refresh not in sources:
-        raise ConfigError(f"refresh is one of {', '.join(sources)}, not {refresh!r}")
-    try:
-        rows = results.load(RESULTS / study)
-        done = results.finished(RESULTS / study, sources[refresh])
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"study {study}: {error}") from error
-    for row in rows:
-        artifact = RESULTS / study / "artifacts" / f"{row['key']}.npz"
-        if results.identity(row) in done and artifact.exists() and not is_zipfile(artifact):
+
+    def __init__(self, study: str, refresh: str):
+        sources = {"failed": None, "stale": provenance.source_digest(), "all": ""}  # which none has
+        if refresh not in sources:
+            raise ConfigError(f"refresh is one of {', '.join(sources)}, not {refresh!r}")
+        self.folder = RESULTS / study
+        try:
+            _, self.read = results.appended(self.folder, 0)
+            rows = results.load(self.folder)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"study {study}: {error}") from error
+        self.names, self.done = {}, set()
+        for row in rows:
+            names = {group: row[group] for group in ("problem", "sampler", "grid")}
+            # `1` and `1.0` once were two jobs; what is known by either stays known by it.
+            identity = _typed_anyhow((_key(row["config"]), *names.values()))
+            self.names[identity] = {"key": row["key"], "names": names}
+            if row["status"] == "ok" and sources[refresh] in (None, row["source"]):
+                self._left_alone(row)
+
+    def has(self, job: Job) -> bool:
+        """Whether a job is left alone: it was done as `refresh` wants it, or has been tried since,
+        by whatever process."""
+        rows, self.read = results.appended(self.folder, self.read)
+        self.done.update(map(results.identity, rows))
+        return job.identity in self.done
+
+    def _left_alone(self, row: results.Row) -> None:
+        artifact = self.folder / "artifacts" / f"{row['key']}.npz"
+        if artifact.exists() and not is_zipfile(artifact):
             print(f"{artifact} is damaged, so its job runs again", file=sys.stderr)
-            done.remove(results.identity(row))
-    known = {}
-    for row in rows:  # `1` and `1.0` once were two jobs; what is known by either stays known by it
-        names = {group: row[group] for group in ("problem", "sampler", "grid")}
-        identity = _typed_anyhow((_key(row["config"]), *names.values()))
-        known[identity] = {"key": row["key"], "names": names}
-    return known, done
+        else:
+            self.done.add(results.identity(row))
+
+
+log = lru_cache(Log)
 
 
 def _typed_anyhow(identity: tuple[str, ...]) -> tuple[str, ...]:

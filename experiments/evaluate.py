@@ -40,6 +40,9 @@ def conclude(sweep: bool) -> int:
     bad = False
     for study, jobs in _jobs.asked.items():
         folder = _jobs.RESULTS / study
+        for job in jobs - results.finished(folder):
+            with results.claim(folder, job, wait=True):
+                pass  # another process, if one was at it, has ended it
         bad |= not jobs <= results.finished(folder)
         if sweep and (folder / "rows.jsonl").exists():
             from optdiff.report import report
@@ -61,10 +64,19 @@ def _refuse_lone_sweep(params: Mapping[str, Any], overrides: list[str]) -> None:
 
 
 def run_job(job: _jobs.Job) -> str:
-    """Do one job, unless it is done already. Whatever becomes of it is a row."""
-    config = job.config
+    """Do one job, unless it is done already, or another process is at it."""
     if not _jobs.ask(job):
         return "skipped"
+    try:
+        with results.claim(_jobs.RESULTS / job.config["study"], job.identity) as mine:
+            return row_of(job)["status"] if mine and _jobs.ask(job) else "skipped"
+    except OSError as error:
+        raise WriteError(f"results/{job.config['study']}: {error}") from error
+
+
+def row_of(job: _jobs.Job) -> results.Row:
+    """The row that a job ends with, whatever becomes of it."""
+    config = job.config
     give_back_after_compiling()
     _jobs.construct(job)
     built_problem(config["problem"])
@@ -86,13 +98,10 @@ def run_job(job: _jobs.Job) -> str:
     except Exception as error:  # of any kind: the row says so, and its siblings go on
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     row |= provenance.provenance(device())
-    try:
-        row = results.append(_jobs.RESULTS / config["study"], row, artifact)
-    except OSError as error:
-        raise WriteError(f"results/{config['study']}: {error}") from error
+    row = results.append(_jobs.RESULTS / config["study"], row, artifact)
     if single():
         print(summary(row))
-    return row["status"]
+    return row
 
 
 def summary(row: results.Row) -> str:

@@ -239,6 +239,40 @@ def test_two_processes_append_without_losing_or_tearing_a_row(tmp_path):
         assert load_artifact(tmp_path, row["key"])["samples"].tolist() == [row["levels"][0]] * 9
 
 
+CLAIM = """
+import sys, time
+from optdiff.results import claim
+with claim(sys.argv[1], ("k", "digits", "ddim", "karras")) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_excludes_others_and_ends_with_its_process(tmp_path):
+    other = spawn(CLAIM, tmp_path, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    with results.claim(tmp_path, ("k", "digits", "ddim", "karras")) as mine:
+        assert not mine
+    with results.claim(tmp_path, ("k", "digits", "euler", "karras")) as mine:
+        assert mine
+    other.kill()
+    with results.claim(tmp_path, ("k", "digits", "ddim", "karras"), wait=True) as mine:
+        assert mine
+    other.communicate()
+
+
+def test_rows_of_others_are_seen_as_they_come(tmp_path):
+    assert results.appended(tmp_path, 0) == ([], 0)
+    append(tmp_path, make_row("a"))
+    (row,), seen = results.appended(tmp_path, 0)
+    assert row["key"] == "a" and results.appended(tmp_path, seen) == ([], seen)
+    log = tmp_path / "rows.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"key": "torn')
+    assert results.appended(tmp_path, seen) == ([], seen)
+    append(tmp_path, make_row("b"))
+    assert [row["key"] for row in results.appended(tmp_path, seen)[0]] == ["b"]
+
+
 REMEMBER = """
 import sys, time
 import numpy as np

@@ -5,12 +5,23 @@ Running jobs belongs to `experiments`, where rows come from to `provenance`, tab
 `report`; no model, sampler or jax is imported here.
 """
 
-from optdiff.results.log import append, finished, load, load_artifact, remember, write
+from optdiff.results.log import (
+    append,
+    appended,
+    claim,
+    finished,
+    load,
+    load_artifact,
+    remember,
+    write,
+)
 from optdiff.results.row import Row, config_key, identity, leaves
 
 __all__ = [
     "Row",
     "append",
+    "appended",
+    "claim",
     "config_key",
     "finished",
     "identity",

@@ -130,6 +130,44 @@ def finished(study: str | Path, source: str | None = None) -> set[tuple[str, str
     }
 
 
+def appended(study: str | Path, since: int) -> tuple[list[Row], int]:
+    """The rows that were appended after so many bytes of the log, and how many bytes to pass over
+    the next time. Lines that are no rows are not among them."""
+    log = Path(study) / "rows.jsonl"
+    if not log.exists() or log.stat().st_size <= since:
+        return [], since
+    with open(log, "rb") as file:
+        file.seek(since)
+        data = file.read()
+    *lines, tail = data.split(b"\n")
+    rows = []
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(read_row(line))
+    return rows, since + len(data) - len(tail)
+
+
+@contextmanager
+def claim(
+    study: str | Path, job: tuple[str, str, str, str], *, wait: bool = False
+) -> Iterator[bool]:
+    """Claim a job, by `identity`, among the processes that work on a study.
+
+    Yields:
+      Whether it is this process's; False while it is another's, unless `wait` outlasts that. A
+      claim ends with its process, however that ends. A process holds one at a time.
+    """
+    Path(study).mkdir(parents=True, exist_ok=True)
+    place = int(config_key({"job": list(job)}), 16) % 2**62  # a byte of its own, never written
+    with open(Path(study) / ".claims", "a") as claims:
+        try:
+            fcntl.lockf(claims, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def write(study: str | Path, files: Mapping[str, bytes]) -> None:
     """Write files derived from a log into its folder, each whole or not at all (by rename)."""
     folder = Path(study)

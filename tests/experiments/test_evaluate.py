@@ -101,11 +101,13 @@ def test_parallel_processes_make_the_same_rows(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_sweeps_do_not_share_an_output_folder(evaluate, tmp_path):
-    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1,2"]
+def test_two_sweeps_in_one_study_share_its_jobs(tmp_path):
+    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1,2,3", "seed=0,1,2,3", "refresh=all"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [p.wait(300) for p in both] == [0, 0]
     assert len(list((tmp_path / "outputs").iterdir())) == 2
+    lines = (tmp_path / "results/mine/rows.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows(tmp_path)) == 12
 
 
 def test_yamls_of_ones_own_and_optimizers_without_a_file(evaluate, tmp_path):
