@@ -112,6 +112,8 @@ def load(
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     tokenizers = {part: _tokenizer(root / part) for part in TOKENIZERS if classes.get(part)}
     families = {part: _family(root / part, classes[part]) for part in MODULES if classes.get(part)}
+    for part in families.keys() & WORDS_OF.keys():
+        _check_words(root / part, families[part][1], tokenizers[WORDS_OF[part]])
     variants = dict.fromkeys(families, variant)
     if original is None and (plain := _without(root, families, variant)):
         # Fetched only now: most variants are there for every part, and then plain files are not.
@@ -270,6 +272,16 @@ def _names(
     return table(config)
 
 
+def _check_words(folder: Path, config: Any, tokenizer: Any) -> None:
+    """JAX reads the nearest row of a table where PyTorch raises: look before, at every prompt's."""
+    for name in ("bos", "eos", "pad"):
+        if (i := getattr(tokenizer, f"{name}_token_id")) >= config.vocab_size:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: vocab_size = {config.vocab_size}, but its tokenizer's "
+                f"{name}_token has id {i}"
+            )
+
+
 def _float(dtype: Any) -> Any:
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise ValueError(f"dtype={dtype}: weights are kept in a type of floating-point numbers")
@@ -311,8 +323,8 @@ def _described(file: Path, like: str | Path | None) -> Path:
 def _tokenizer(folder: Path) -> Any:
     try:
         return load_tokenizer(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+    except (OSError, ValueError) as error:  # they name the file
+        raise CheckpointError(str(error)) from error
 
 
 def _save_module(folder: Path, module: nnx.Module, shard_bytes: int) -> list[str]:

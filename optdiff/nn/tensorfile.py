@@ -36,6 +36,7 @@ _CHUNK_BYTES = 2**20
 # A header longer than this, a hundred thousand tensors, is none of a network of ours: it would be
 # parsed for a minute only to be refused. The format allows a hundred megabytes.
 _HEADER_BYTES = 2**24
+_JSON_BYTES = 2**26  # the largest are tokenizers and indices, of a few megabytes
 
 _PICKLED = (
     "pickled weights can run code when they are opened. Load them once in torch, from a source "
@@ -294,6 +295,8 @@ def read_json(path: Path) -> dict[str, Any]:
       CheckpointError: the file is missing, is not JSON, or holds something other than an object.
     """
     try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ValueError(f"larger than {_JSON_BYTES} bytes")
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error

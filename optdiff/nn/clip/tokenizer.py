@@ -4,16 +4,18 @@ This file owns the checks around it. transformers is imported when the first tok
 because that takes seconds; torch is not needed.
 """
 
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from optdiff.nn.tensorfile import read_json
+
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 
@@ -29,22 +31,46 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     Raises:
       FileNotFoundError: if the vocabulary is not there (transformers would make up an empty one).
-      ValueError: if the files are those of another kind of tokenizer.
+      ValueError: if the files are damaged, or those of another kind of tokenizer.
     """
     folder = Path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in _FILES):
         wanted = " or ".join(" and ".join(names) for names in _FILES)
         raise FileNotFoundError(f"no tokenizer in {folder}: expected {wanted}")
-    config = folder / "tokenizer_config.json"
-    kind = (
-        json.loads(config.read_text("utf-8")).get("tokenizer_class") if config.is_file() else None
-    )
+    # transformers takes apart what it reads as it goes, with errors of all kinds.
+    names = (*_SETTINGS, "tokenizer.json", "vocab.json")
+    files = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
+    kind = files.get("tokenizer_config.json", {}).get("tokenizer_class")
     if kind not in (None, *_CLASSES):
-        raise ValueError(f"{config}: tokenizer_class is {kind!r}, expected {_CLASSES[0]!r}")
+        raise ValueError(
+            f"{folder}/tokenizer_config.json: tokenizer_class is {kind!r}, expected {_CLASSES[0]!r}"
+        )
+    _check_ids(folder / "vocab.json", files.get("vocab.json", {}))
 
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        sides = {tokenizer.padding_side, tokenizer.truncation_side}
+        ids = tokenizer("a", verbose=False).input_ids
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder}: no tokenizer that can be read ({reason[:200]})") from error
+    if tokenizer.pad_token_id is None or sides != {"right"}:
+        raise ValueError(
+            f"{folder}: prompts are padded and cut at their end, this tokenizer does not"
+        )
+    if ids[0] != tokenizer.bos_token_id or ids[-1] != tokenizer.eos_token_id:
+        raise ValueError(f"{folder}: a tokenizer that puts no start and end around a prompt")
+    return tokenizer
+
+
+def _check_ids(path: Path, vocabulary: Mapping[str, Any]) -> None:
+    ids = list(vocabulary.values())
+    wrong = [token for token, i in vocabulary.items() if type(i) is not int or not 0 <= i < 2**31]
+    if wrong or len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: ids must be different natural numbers, as they are not of "
+                         f"{wrong[:1] or 'two tokens'}")  # fmt: skip
 
 
 def save_tokenizer(folder: str | Path, tokenizer: Any) -> None:

@@ -181,6 +181,13 @@ def test_an_index_that_lacks_what_is_needed(changes, match, tmp_path):
         load(tmp_path)
 
 
+def test_a_padding_beyond_the_table_of_words_is_refused(copy):
+    """PyTorch raises an IndexError at the first prompt; JAX reads the last row without a word."""
+    edit(copy / "tokenizer" / "tokenizer_config.json", pad_token="<|nothing|>")
+    with pytest.raises(CheckpointError, match=r"vocab_size = \d+, but its tokenizer's pad_token"):
+        load(copy)
+
+
 def test_a_description_that_is_no_folder(sd15, tmp_path):
     save_file(original(sd15), tmp_path / "v1-5.safetensors")
     (tmp_path / "v1-inference.yaml").write_text("model: {}")

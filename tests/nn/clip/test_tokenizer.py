@@ -120,3 +120,44 @@ def test_missing_vocabulary_is_an_error_not_an_empty_tokenizer(tmp_path):
 def test_another_kind_of_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="T5Tokenizer"):
         load_tokenizer(write(tmp_path, tokenizer_class="T5Tokenizer"))
+
+
+DAMAGE = {
+    "tokenizer_config.json": [
+        *("[]", "{", '{"a":' * 100_000, '{"pad_token": 7}', '{"pad_token": null}'),
+        *('{"model_max_length": "77"}', '{"padding_side": "left"}', '{"truncation_side": "left"}'),
+        *('{"added_tokens_decoder": {"5": {"content": 7}}}', '{"added_tokens_decoder": [1]}'),
+    ],
+    "special_tokens_map.json": ["[]", '{"pad_token": 7}', '{"pad_token": {"content": 7}}'],
+    "added_tokens.json": ["[1]"],
+    "vocab.json": [
+        "[]",
+        "{}",
+        "",
+        "\xff\xfe\0",
+        *(f'{{"a": {i}}}' for i in ('"1"', -1, 1.5, 2**40)),
+    ],
+    "merges.txt": ["#version: 0.2\nabc", "#version: 0.2\na b c", "q zz", "\xff\xfe\0\1"],
+    "tokenizer.json": ["[]", "{}", "{", '{"model": null}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, text) for file, texts in DAMAGE.items() for text in texts]
+)
+def test_a_damaged_file_is_one_line_that_names_the_folder(file, content, tmp_path):
+    write(tmp_path)
+    if file == "tokenizer.json":
+        (tmp_path / "vocab.json").unlink()
+    (tmp_path / file).write_bytes(content.encode("latin1"))
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_two_words_with_one_id_are_refused(tmp_path):
+    write(tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab | {"!": 5}))
+    with pytest.raises(ValueError, match=r"vocab\.json: ids must be different"):
+        load_tokenizer(tmp_path)
