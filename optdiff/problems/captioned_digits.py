@@ -270,6 +270,7 @@ def alone(
     Returns:
       Images of the same shape. One without ink is white.
     """
+    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))  # pixels are summed
     palette = jnp.asarray(list(COLOURS.values()), images.dtype)
     white, black = (palette[list(COLOURS).index(name)] for name in ("white", "black"))
     h, w = images.shape[1:3]

@@ -136,13 +136,16 @@ def slerp(
     >>> [round(c, 4) for c in halfway[0].tolist()]
     [0.7071, 0.7071]
     """
-    lengths = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    cosine = jnp.vdot(a, b) / jnp.where(lengths > 0, lengths, 1.0)
+    # Sums over thousands of squares overflow float16, and lose all precision in bfloat16.
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    fraction, c, d = fraction.astype(wide), a.astype(wide), b.astype(wide)
+    lengths = jnp.linalg.norm(c) * jnp.linalg.norm(d)
+    cosine = jnp.vdot(c, d) / jnp.where(lengths > 0, lengths, 1.0)
     straight = jnp.abs(cosine) > 0.9995
     angle = jnp.arccos(jnp.where(straight, 0.0, cosine))
     begin = jnp.where(straight, 1.0 - fraction, jnp.sin((1.0 - fraction) * angle) / jnp.sin(angle))
     end = jnp.where(straight, fraction, jnp.sin(fraction * angle) / jnp.sin(angle))
-    return (expand(begin, a) * a + expand(end, a) * b).astype(a.dtype)
+    return (expand(begin, c) * c + expand(end, d) * d).astype(a.dtype)
 
 
 def in_batches(

@@ -107,8 +107,11 @@ def per_sample(tx: optax.GradientTransformation) -> Sampler:
     """
     tx = optax.with_extra_args_support(tx)
 
+    def init(x):
+        return jax.vmap(tx.init)(_wide(x))
+
     def update(updates, state, x, *, sigma, sigma_next, steps_left, key, eps_fn):
-        batch_eps_fn = _batched(eps_fn)
+        batch_eps_fn = _batched(lambda y, sigma: _wide(eps_fn(y.astype(x.dtype), sigma)))
         levels = jnp.broadcast_to(sigma, x.shape[:1]), jnp.broadcast_to(sigma_next, x.shape[:1])
 
         def one(updates, state, x, sigma, sigma_next, key):
@@ -123,9 +126,10 @@ def per_sample(tx: optax.GradientTransformation) -> Sampler:
                 eps_fn=batch_eps_fn,
             )
 
-        return jax.vmap(one)(updates, state, x, *levels, key)
+        out, state = jax.vmap(one)(_wide(updates), state, _wide(x), *levels, key)
+        return out.astype(updates.dtype), state
 
-    return optax.GradientTransformationExtraArgs(jax.vmap(tx.init), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def whole_batch(tx: optax.GradientTransformation) -> Sampler:
@@ -185,6 +189,11 @@ def weighted_sum(*terms: tuple[Float[Array, "..."], Samples]) -> Samples:
     """
     total = sum(expand(c, field) * field for c, field in terms)
     return total.astype(terms[0][1].dtype)
+
+
+def _wide(x: Samples) -> Samples:
+    """In float32 at least: norms and moments overflow float16, and in bfloat16 they stand still."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _batched(eps_fn: Callable[[Samples, Sigma], Samples] | None) -> Callable[..., Any]:
