@@ -7,6 +7,7 @@ python experiments/evaluate.py -m experiment=few_step
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import _jobs
@@ -45,14 +46,25 @@ def conclude(sweep: bool) -> int:
                 pass  # another process, if one was at it, has ended it
         bad |= not jobs <= results.finished(folder)
         if sweep and (folder / "rows.jsonl").exists():
-            from optdiff.report import report
-
             try:
-                print(report(folder))
+                print_report(folder)
             except ValueError as error:  # rows or artifacts that others have left
                 print(error, file=sys.stderr)
                 bad = True
     return int(bad)
+
+
+def print_report(folder: Path) -> None:
+    """Draw a study, and print its table even where nothing can be written."""
+    from optdiff.report import report
+
+    def write(folder: Path, files: Mapping[str, bytes]) -> None:
+        try:
+            results.write(folder, files)
+        except OSError as error:
+            print(f"{error}: {', '.join(files)} are as they were", file=sys.stderr)
+
+    print(report(folder, write=write))
 
 
 def _refuse_lone_sweep(params: Mapping[str, Any], overrides: list[str]) -> None:

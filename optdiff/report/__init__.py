@@ -6,7 +6,7 @@ models nor samplers. Grouping and statistics are in `cells`, text in `table`, ve
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,13 @@ __all__ = ["report"]
 Traces = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def report(study: str | Path, *, primary: str | None = None, source: str | None = None) -> str:
+def report(
+    study: str | Path,
+    *,
+    primary: str | None = None,
+    source: str | None = None,
+    write: Callable[[Path, Mapping[str, bytes]], None] = write,
+) -> str:
     """Write `table.md`, `table.csv`, `figure.svg`, `samples.png` and `diagnostics.svg` of a study.
 
     Each file is written whole or not at all, and the same log gives the same bytes. The two that
@@ -34,6 +40,7 @@ def report(study: str | Path, *, primary: str | None = None, source: str | None 
       primary: the metric that comes first and orders the methods; by default the first of a row.
       source: digest of the present source, by which rows are called stale; by default the
         package's own.
+      write: puts files by name into the folder; what it raises is raised.
 
     Returns:
       The primary table of each problem and the notes, for a terminal: the head of `table.md`.

@@ -45,6 +45,14 @@ def test_what_cannot_be_written_ends_in_one_line(evaluate, tmp_path, monkeypatch
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
 
 
+def test_the_table_of_a_finished_sweep_needs_nothing_written(evaluate, tmp_path, monkeypatch):
+    sweep = ("-m", *SMALL, "nfe=2", "sampler=ddim")
+    table = evaluate(*sweep).stdout
+    monkeypatch.setattr(results.log, "_locked", full)
+    done = evaluate(*sweep)
+    assert done.returncode == 0 and done.stdout == table and "table.md" in done.stderr
+
+
 def test_a_damaged_artifact_is_made_again(evaluate, tmp_path):
     sweep = ("-m", *SMALL, "nfe=2,3", "sampler=ddim")
     assert evaluate(*sweep).returncode == 0
