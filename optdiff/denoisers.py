@@ -148,8 +148,9 @@ class Guided:
         uncond = jax.tree.map(lambda u, c: jnp.broadcast_to(u, c.shape), self.uncond, cond)
         both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), uncond, cond)
         twice = jnp.concatenate([sigma, sigma]) if jnp.ndim(sigma) else sigma
-        without, given = jnp.split(self.problem.denoise(jnp.concatenate([x, x]), twice, both), 2)
-        return (without + self.scale * (given - without)).astype(x.dtype)
+        denoised = self.problem.denoise(jnp.concatenate([x, x]), twice, both)
+        unguided, conditional = jnp.split(denoised, 2)
+        return (unguided + self.scale * (conditional - unguided)).astype(x.dtype)
 
     def condition(self, keys: Keys) -> Cond:
         return self.problem.condition(keys)
