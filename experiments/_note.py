@@ -3,12 +3,16 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from _errors import ConfigError
 
 from optdiff import provenance, results
+from optdiff.data.fingerprint import fingerprint
+from optdiff.data.image_folder import folder_files
+from optdiff.data.webdataset import shard_paths
 
 WHAT = (
     "task", "data", "held_out", "seed", "steps", "batch", "accumulate", "optimizer", "clip",
@@ -22,7 +26,7 @@ OF_STAGES = {"tokenizer": ("task", "texts"), "unet": (*WHAT, "critics")}
 HOW = "threads"
 """What says how within those."""
 
-NEVER = (("config", "seed"), ("config", "data", "_target_"))
+NEVER = (("config", "seed"), ("config", "data", "_target_"), ("content", "data"))
 """What no run goes on with another of: its random numbers, and what its position counts."""
 
 
@@ -47,6 +51,7 @@ def begin(
     note = {
         "config": {name: value for name, value in config.items() if name != "preset"},
         "parts": {part: provenance.content_digest(path) for part, path in parts.items()},
+        "content": dict(_content(config)),
     }
     note, before = json.loads(json.dumps(note)), read(folder)
     saves = (path.name for path in (folder / "checkpoints").glob("*"))  # and halves of them
@@ -92,6 +97,9 @@ def _differences(
             continue
         if path[0] == "parts":
             yield path, f"its {path[1]} was another"
+        elif path[0] == "content":  # which notes of before lack, and data that have gone
+            if path in there and path in here:
+                yield path, f"the files of {path[1]} are not those of before"
         else:
             old, new = (run.get(path, "nothing") for run in (there, here))
             yield path, f"{'.'.join(path[1:])} was {old} and is {new}"
@@ -100,4 +108,17 @@ def _differences(
 def _chosen(run: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     config = run.get("config", {})
     chosen = {name: config[name] for name in names if name in config}
-    return {"config": chosen, "parts": run.get("parts", {})}
+    content = {name: digest for name, digest in run.get("content", {}).items() if name in names}
+    return {"config": chosen, "parts": run.get("parts", {}), "content": content}
+
+
+def _content(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is in the files of the data, by entry: those of a folder or of shards."""
+    for name in ("data", "held_out", "texts"):
+        options = config.get(name) or {}
+        columns = {column: options[column] for column in ("file", "text") if column in options}
+        with suppress(OSError, ValueError):  # said when they are read, if they are
+            if "shards" in options:
+                yield name, fingerprint(shard_paths(options["shards"]))
+            elif "path" in options:
+                yield name, fingerprint(folder_files(options["path"], **columns))

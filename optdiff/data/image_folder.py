@@ -73,6 +73,15 @@ def folder_captions(
     return [example.caption for example in _examples(Path(path) / METADATA, file, text, broken)]
 
 
+def folder_files(path: str | Path, *, file: str = "file_name", text: str = "text") -> list[Path]:
+    """The files that `image_folder` reads: `metadata.jsonl` and the images that it takes from it.
+    Arguments and errors are those of `image_folder`.
+    """
+    metadata = Path(path) / METADATA
+    examples = _examples(metadata, file, text, broken=lambda fault: None)
+    return [metadata, *(example.file for example in examples)]
+
+
 def _examples(metadata: Path, file: str, text: str, broken: Broken) -> list[Example]:
     """What can be used of the lines; of the others `broken` hears."""
     if not metadata.is_file():

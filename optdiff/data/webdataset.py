@@ -88,7 +88,7 @@ def webdataset(
     ((2, 8, 8, 3), {'epoch': 2, 'part': 0, 'taken': 0})
     """
     listing = partial(_examples, field=field, broken=broken)
-    return image_text_stream(_paths(shards), listing, mixed=mixed, broken=broken, **options)
+    return image_text_stream(shard_paths(shards), listing, mixed=mixed, broken=broken, **options)
 
 
 def shard_captions(
@@ -109,7 +109,7 @@ def shard_captions(
       FileNotFoundError: if there is no shard, or not all of them.
       ValueError: at the end, if there was not one example in all shards.
     """
-    paths = _paths(shards)
+    paths = shard_paths(shards)
 
     def read() -> Iterator[str]:
         known = False
@@ -123,7 +123,12 @@ def shard_captions(
     return read()
 
 
-def _paths(shards: str | Path | Sequence[str | Path]) -> list[Path]:
+def shard_paths(shards: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The tar files that `webdataset` reads.
+
+    Raises:
+      FileNotFoundError: if there is no shard, or not all of them.
+    """
     names = [str(shards)] if isinstance(shards, str | Path) else [str(shard) for shard in shards]
     paths, missing = [], []
     for name in names:

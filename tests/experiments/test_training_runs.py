@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +71,57 @@ def test_no_run_goes_on_with_other_random_numbers_or_other_positions(other, said
     with pytest.raises(ConfigError, match=said) as caught:
         _note.begin(place, conf(tmp_path, "stage=judge", other, "resume=any"), {}, "a device")
     assert "resume=any" not in str(caught.value)
+
+
+def pictures_in(folder, captions):
+    folder.mkdir(exist_ok=True)
+    rows = [{"file_name": f"{i}.png", "text": caption} for i, caption in enumerate(captions)]
+    for i in range(len(rows)):
+        Image.new("RGB", (8, 8), (40 * i, 0, len(rows))).save(folder / f"{i}.png")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def shard_in(folder, captions):
+    pictures_in(folder.parent / "loose", captions)
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for file in sorted((folder.parent / "loose").iterdir()):
+            tar.add(file, file.name)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind", "path"),
+    [(pictures_in, "image_folder", "path={}"), (shard_in, "webdataset", "shards={}/*.tar")],
+)
+def test_data_replaced_under_the_same_path_are_others(write, kind, path, tmp_path):
+    """Which no run goes on with: its position counts examples of the old ones."""
+    for name in ("mine", "test"):
+        write(tmp_path / name, ["a red seven", "a blue one"])
+    mine, test = (path.format(tmp_path / name) for name in ("mine", "test"))
+    choices = "stage=vae", f"data={kind}", f"data.{mine}", f"held_out.{test}"
+    place, _ = noted(tmp_path / "run", *choices)
+    (place / "own.png").write_text("lies beside")
+    again = conf(tmp_path / "run", *choices)
+    assert _note.begin(place, again, {}, "a device")
+    write(tmp_path / "test", ["a red six", "a blue one"])
+    with pytest.raises(ConfigError, match=r"files of held_out are not .*resume=any"):
+        _note.begin(place, again, {}, "a device")
+    assert _note.begin(place, again | {"resume": "any"}, {}, "a device")
+    write(tmp_path / "mine", ["a red seven"] * 4)
+    with pytest.raises(ConfigError, match=r"the files of data are not those of before"):
+        _note.begin(place, again | {"resume": "any"}, {}, "a device")
+
+
+def test_a_note_of_before_or_data_that_are_gone_are_no_other_data(tmp_path):
+    pictures_in(tmp_path / "mine", ["a red seven"])
+    own = [f"{name}.path={tmp_path}/mine" for name in ("data", "held_out")]
+    place, note = noted(tmp_path, "stage=vae", "data=image_folder", *own)
+    again = conf(tmp_path, "stage=vae", "data=image_folder", *own)
+    (tmp_path / "mine/0.png").unlink()
+    assert _note.begin(place, again, {}, "a device")
+    pictures_in(tmp_path / "mine", ["a red six"])
+    _note.write(place, {name: value for name, value in note.items() if name != "content"})
+    assert _note.begin(place, again, {}, "a device")
 
 
 def test_a_finished_run_is_the_same_however_it_is_asked_for(tmp_path):
