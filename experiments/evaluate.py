@@ -79,6 +79,9 @@ def run_job(job: _jobs.Job) -> str:
     """Do one job, unless it is done already, or another process is at it."""
     if not _jobs.ask(job):
         return "skipped"
+    _jobs.construct(job)  # what cannot work is refused before anything is written
+    built_problem(job.config["problem"])
+    constructed("metrics", job.config["metrics"])
     try:
         with results.claim(_jobs.RESULTS / job.config["study"], job.identity) as mine:
             return row_of(job)["status"] if mine and _jobs.ask(job) else "skipped"
@@ -90,9 +93,6 @@ def row_of(job: _jobs.Job) -> results.Row:
     """The row that a job ends with, whatever becomes of it."""
     config = job.config
     give_back_after_compiling()
-    _jobs.construct(job)
-    built_problem(config["problem"])
-    constructed("metrics", config["metrics"])
     row = dict.fromkeys(results.Row.__annotations__) | {
         "key": job.key,
         "config": config,
