@@ -3,6 +3,7 @@
 All of it is known before anything compiles, for every job of a sweep before the first one runs.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -62,12 +63,12 @@ def job(
     """
     for group in OPTIONAL:
         choice = next((o[len(group) + 1 :] for o in overrides if o.startswith(f"{group}=")), "null")
-        if choice not in ("null", *options(group)):
+        if choice != "null" and choice not in options(group):
             raise ConfigError(f"{group} has no {choice!r}{closest(choice, options(group))}")
     if "metrics" not in config:
         raise ConfigError("no metrics go by this problem's name; choose some: metrics=trajectory")
     config = whole_numbers(config, LEAST) | {"study": folder_name("study", config["study"])}
-    check_targets(config, "config")
+    _check(text({name: entry for name, entry in config.items() if isinstance(entry, dict)}))
     names = {group: _label(group, choices, overrides) for group in ("problem", "sampler", "grid")}
     if (clock := _label("clock", choices, overrides)) != "plain":
         names["sampler"] += f" {clock}"
@@ -150,6 +151,12 @@ def construct(job: Job) -> None:
     """
     constructed("sampler", job.config["sampler"])
     constructed("exact.sampler", job.config["exact"]["sampler"])
+
+
+@lru_cache(maxsize=64)
+def _check(objects: str) -> None:
+    """Look at the calls of a configuration, once for all the jobs that have the same."""
+    check_targets(json.loads(objects), "config")
 
 
 def _key(config: Mapping[str, Any]) -> str:
