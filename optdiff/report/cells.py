@@ -1,30 +1,27 @@
-"""Rows into cells: what a table or a figure has to say about a problem, and how sure it is.
+"""Rows into cells: what a table or a figure has to say about a problem.
 
 A *method* is all of a configuration but what `NO_METHOD` lists; a *cell* is a method at a budget,
-over seeds. The seed is the unit of every statistic: samples of one seed share noise and judge, so
-they are no independent repetitions. This file owns the cells and their statistics; the names of
-methods are in `methods`, and nothing is drawn here.
+over seeds. This file owns the cells and what their values count for; how sure they are is
+`intervals`', the names of methods are in `methods`, and nothing is drawn here.
 """
 
-import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from optdiff.report.methods import jobs
-from optdiff.report.reading import higher_is_better
+from optdiff.report.reading import companions, higher_is_better
 from optdiff.results import Row
 
-RESAMPLES = 10_000
+FAR = 10  # times as far from the data as real samples are from each other
 
 
 class Cell(NamedTuple):
     """A method at a budget: values by metric and seed, and the errors of the seeds that failed.
 
+    `spread` holds by metric and seed how groups of samples pull the value (see `intervals`);
     `nfe` and `passes` are what a sample really cost on average, nan if no job was ok; `unfinished`
     is the share of samples that ran out of evaluations before the last level; `keys` name
     the artifacts of the ok jobs by seed, `floor` has by metric what real samples score.
@@ -33,12 +30,15 @@ class Cell(NamedTuple):
     sampler: str
     grid: str
     values: dict[str, dict[int, float]]
+    spread: dict[str, dict[int, list[float]]]
     errors: dict[int, str]
     nfe: float
     passes: float
     unfinished: float
     keys: dict[int, str]
     floor: dict[str, float]
+    samples: int
+    refused: dict[str, str]
 
 
 class Board(NamedTuple):
@@ -58,7 +58,7 @@ class Board(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and its 95% bootstrap interval, which is None for a single seed."""
+    """A mean and its 95% interval, None where nothing can be said."""
 
     mean: float
     low: float | None
@@ -86,101 +86,57 @@ def boards(rows: Sequence[Row], primary: str | None = None) -> list[Board]:
     return [_board(problem, group, names) for problem, group in by_problem.items()]
 
 
-def interval(values: Float[np.ndarray, "seeds"]) -> Interval:
-    """Percentile bootstrap of a mean with the seed as the unit (Efron and Tibshirani 1993, ch. 13).
+def astray(cell: Cell, metric: str) -> bool:
+    """Whether a cell's samples are so far from the data that a metric says nothing of them.
 
-    All n^n resamples for up to 5 seeds, 10,000 drawn with a fixed key beyond. With 2 or 3 seeds
-    the interval is their range: no resample mean is rarer than 1/27.
-
-    Args:
-      values: one value a seed.
-
-    Returns:
-      The mean and the ends of the central 95%, None where one seed leaves nothing to say.
-
-    >>> interval(np.array([1.0, 2.0, 3.0]))
-    Interval(mean=2.0, low=1.0, high=3.0)
+    Precision, recall, density and coverage ask which balls about neighbours hold points, and those
+    about pure noise are huge and hold everything. Such a metric has no meaning where the Frechet
+    distance on the same features is more than `FAR` times that of real samples.
     """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, None, None)
-    means = values[_resamples(len(values))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    return Interval(mean, float(low), float(high))
+    for name in companions(metric):
+        if name in cell.values and cell.floor.get(name, 0.0) > 0:
+            return float(np.mean([*cell.values[name].values()])) > FAR * cell.floor[name]
+    return False
 
 
-def summary(cell: Cell, metric: str) -> Interval | None:
-    """Mean and interval of a cell in a metric, None if no ok row has it."""
-    values = cell.values.get(metric)
-    return interval(np.array(list(values.values()))) if values else None
+def side(cell: Cell, metric: str) -> float | None:
+    """The sign with which values of a cell count as losses; None for samples that are `astray`.
 
-
-def marks(board: Board, metric: str, budget: int) -> dict[str, str]:
-    """Who is "best" in a column, and whose difference to the best is a "tie".
-
-    Where it is known what real samples score, the best is the closest to that (`_losses`).
-    Differences are paired: taken seed by seed, so the noise that samplers share cancels. A method
-    ties unless the interval of its mean difference lies wholly on the worse side; one seed decides
-    nothing. A method that lacks a seed, failed or never run, is not compared, for its mean over the
-    others might flatter it.
+    Plus for a distance, minus for a share. But where the floor is known, what beats it is not
+    better than real samples are. A distance then counts from the floor, and not at all (0) if its
+    mean is below. A share counts by how far its mean is from the floor on either side: blurred
+    samples, all near the middle of the real ones, have more precision, density and coverage than
+    real samples have.
     """
-    losses, gaps = {}, {}
-    for method in board.methods:
-        cell = board.cells.get((method, budget))
-        if cell and cell.values.get(metric, {}).keys() == set(board.seeds):
-            found = _losses(cell, metric)
-            losses[method] = np.array([found[seed] for seed in board.seeds])
-            gaps[method] = abs(summary(cell, metric).mean - cell.floor.get(metric, np.nan))
-    if len(losses) < 2:
-        return {}
-    best = min(losses, key=lambda method: (losses[method].mean(), gaps[method]))
-    found = {best: "best"}
-    for method in losses.keys() - {best}:
-        worse = interval(losses[method] - losses[best])
-        if worse.low is not None and worse.low <= 0:
-            found[method] = "tie"
-    return found
+    if astray(cell, metric):
+        return None
+    sign = -1.0 if higher_is_better(metric) else 1.0
+    if (floor := cell.floor.get(metric)) is None:
+        return sign
+    above = float(np.sign(np.mean([*cell.values[metric].values()]) - floor))
+    return above if higher_is_better(metric) else max(above, 0.0)
 
 
-def _losses(cell: Cell, metric: str) -> dict[int, float]:
-    """By seed, what is to be small: a distance, or a share with its sign changed.
-
-    Where the floor is known, what beats it is not better than real samples are. A distance then
-    counts from the floor, and not at all if its mean is below. A share counts by how far its mean
-    is from the floor on either side: blurred samples, all near the middle of the real ones, have
-    more precision, density and coverage than real samples have.
-    """
-    values, floor = cell.values[metric], cell.floor.get(metric)
-    if floor is None:
-        sign = -1.0 if higher_is_better(metric) else 1.0
-        return {seed: sign * value for seed, value in values.items()}
-    side = np.sign(np.mean(list(values.values())) - floor)
-    if not higher_is_better(metric):
-        side = max(side, 0.0)
-    return {seed: float(side * (value - floor)) for seed, value in values.items()}
-
-
-@functools.cache
-def _resamples(n: int) -> np.ndarray:
-    """Indices (resamples, n) that draw n seeds with replacement."""
-    if n <= 5:
-        return np.array(list(itertools.product(range(n), repeat=n)))
-    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+def loss(cell: Cell, metric: str) -> float | None:
+    """What is to be small, on the average: how far a cell is from the floor, on its `side`."""
+    sign = side(cell, metric)
+    mean = float(np.mean([*cell.values[metric].values()]))
+    return None if sign is None else sign * (mean - cell.floor.get(metric, 0.0))
 
 
 def _board(problem: str, rows: list[Row], names: list[str]) -> Board:
     """The board of a problem from its rows."""
-    found = jobs(rows)
-    rows = [row for _, row in found]
+    named = jobs(rows)
+    rows = [row for _, row in named]
     groups = defaultdict(list)
-    for method, row in found:
+    for method, row in named:
         groups[method, row["nfe_asked"]].append(row)
     budgets = sorted({row["nfe_asked"] for row in rows})
     metrics = [name for name in names if any(name in row["metrics"] for row in rows)]
     metrics = metrics or ["no metric"]  # all failed: the table still shows where
     floor = {name: _floor(rows, name) for name in metrics}
     cells = {(method, b): _cell(group, floor, b) for (method, b), group in groups.items()}
-    methods = list(dict.fromkeys(method for method, _ in found))
+    methods = list(dict.fromkeys(method for method, _ in named))
     methods.sort(key=_mean_ranks(methods, budgets, cells, metrics[0]).__getitem__)
     return Board(
         problem=problem,
@@ -209,20 +165,25 @@ def _cell(rows: list[Row], floor: dict[str, dict[int, float]], budget: int) -> C
     depends on their number of samples; where they have none, that of others at this budget.
     """
     ok = [row for row in rows if row["status"] == "ok"]
-    values = defaultdict(dict)
+    values, spread = defaultdict(dict), defaultdict(dict)
     for row in ok:
         for name, value in row["metrics"].items():
             values[name][row["seed"]] = value
+        for name, pulls in row["spread"].items():
+            spread[name][row["seed"]] = pulls
     return Cell(
         sampler=rows[0]["sampler"],
         grid=rows[0]["grid"],
         values=dict(values),
+        spread=dict(spread),
         errors={r["seed"]: r["error"] or "unknown error" for r in rows if r["status"] != "ok"},
         nfe=float(np.mean([row["nfe"] for row in ok])) if ok else np.nan,
         passes=float(np.mean([row["passes"] for row in ok])) if ok else np.nan,
         unfinished=sum(r["unfinished"] or 0 for r in ok) / max(1, sum(r["samples"] for r in ok)),
         keys={row["seed"]: row["key"] for row in ok},
         floor={m: own[budget] for m, f in floor.items() if budget in (own := _floor(ok, m) or f)},
+        samples=rows[0]["samples"],
+        refused={name: why for row in ok for name, why in row["refused"].items()},
     )
 
 
@@ -234,12 +195,12 @@ def _mean_ranks(
     """
     ranks = defaultdict(list)
     for budget in budgets:
-        found = {m: cells[m, budget] for m in methods if (m, budget) in cells}
-        losses = {m: _losses(c, metric) for m, c in found.items() if metric in c.values}
-        means = {m: np.mean(list(of_seed.values())) for m, of_seed in losses.items()}
+        tried = {m: cells[m, budget] for m in methods if (m, budget) in cells}
+        known = {m: loss(c, metric) for m, c in tried.items() if metric in c.values}
+        means = {m: mean for m, mean in known.items() if mean is not None}
         for method, mean in means.items():
             better = sum(other < mean for other in means.values())
             ranks[method].append(better / max(len(means) - 1, 1))
-        for method in found.keys() - means.keys():
+        for method in tried.keys() - means.keys():
             ranks[method].append(1.0)
     return {method: float(np.mean(ranks.get(method, [2.0]))) for method in methods}

@@ -11,8 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optdiff.report.cells import Board, summary
+from optdiff.report.cells import Board, astray
 from optdiff.report.frames import DIM, INK, LINE, POINTS, WIDTH, dress, margin, scale_of
+from optdiff.report.intervals import summary
+from optdiff.report.literal import drawn
 from optdiff.report.reading import higher_is_better
 
 ABREAST, GAP = 4, 0.2  # panels in a row, inches between them
@@ -37,7 +39,10 @@ def _row(board: Board, metrics: Sequence[str], figure: Figure, slot: tuple[float
         box = (start / width, bottom / height, wide / width, tall / height)
         axes = dress(figure.add_axes(box))
         axes.set_ylim(len(board.methods) - 0.5, -0.5)
-        axes.set_yticks(range(len(board.methods)), board.methods if column == 0 else ())
+        axes.set_yticks(
+            range(len(board.methods)),
+            [drawn(name) for name in board.methods] if column == 0 else (),
+        )
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=POINTS - 1)
         _panel(axes, board, metric)
@@ -47,15 +52,17 @@ def _row(board: Board, metrics: Sequence[str], figure: Figure, slot: tuple[float
 
 def _panel(axes: Axes, board: Board, metric: str) -> None:
     """One metric: the mean at each budget, the darker the more evaluations."""
-    found = [
+    points = [
         (row, column, value.mean)
         for row, method in enumerate(board.methods)
         for column, budget in enumerate(board.budgets)
-        if (cell := board.cells.get((method, budget))) and (value := summary(cell, metric))
+        if (cell := board.cells.get((method, budget)))
+        and (value := summary(cell, metric))
+        and not astray(cell, metric)
     ]
     lines = ["higher is better" if higher_is_better(metric) else "lower is better"]
-    if found:
-        row, column, means = np.array(found).T
+    if points:
+        row, column, means = np.array(points).T
         floor = np.array(list(board.floor[metric].values()))
         scale = scale_of(metric, means, means, means, floor)
         scale.put_on(axes, "x")
@@ -81,7 +88,7 @@ def _panel(axes: Axes, board: Board, metric: str) -> None:
 def _legend(axes: Axes, board: Board, left: float) -> None:
     """The problem, and which dot is which budget, above the names."""
     start = 72 * (0.1 - left)  # points
-    _write(axes, board.problem, start, 29, weight="bold", size=POINTS + 1, color=INK)
+    _write(axes, drawn(board.problem), start, 29, weight="bold", size=POINTS + 1, color=INK)
     _write(axes, "evaluations:", start, 18)
     for i, (budget, shade) in enumerate(zip(board.budgets, _shades(board), strict=True)):
         _write(axes, f"● {budget}", start + 28 * (i % 4), 8 - 10 * (i // 4), color=shade)

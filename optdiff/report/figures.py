@@ -1,7 +1,7 @@
 """Cells and traces as vector figures: quality against evaluations, and the optimization view.
 
-Lines carry their names at their ends instead of a legend. The best few methods are in colour, each
-with its marker, the others grey but named; where there are too many for that, `dots` draws them.
+Lines carry their names at their ends instead of a legend, and each sampler has its own colour and
+mark in every figure; where there are too many methods for that, `dots` draws them.
 Numbers come from `cells` and from artifacts.
 """
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from optdiff.report import dots
-from optdiff.report.cells import Board, summary
+from optdiff.report.cells import Board, Interval, astray
 from optdiff.report.frames import (
     INK,
     LINE,
@@ -31,7 +31,8 @@ from optdiff.report.frames import (
     styles,
     title,
 )
-from optdiff.report.reading import REMARKS, higher_is_better
+from optdiff.report.intervals import summary
+from optdiff.report.reading import higher_is_better, remark
 
 MANY = 20  # methods are more than lines with names can show
 TRACES = (
@@ -112,11 +113,14 @@ def _lines(
 def _quality_panel(axes: Axes, board: Board, metric: str, style: Mapping[str, Style]) -> None:
     """One metric of one problem: a line and a band for each method, and the floor."""
     lines = {}
+    values = [c.values[metric].values() for c in board.cells.values() if metric in c.values]
+    positive = not higher_is_better(metric) and all(value > 0 for some in values for value in some)
     for method in board.methods:
         cells = [board.cells[method, b] for b in board.budgets if (method, b) in board.cells]
-        points = [(c.nfe, s) for c in cells if (s := summary(c, metric)) is not None]
+        near = [cell for cell in cells if not (metric in cell.values and astray(cell, metric))]
+        points = [(c.nfe, s) for c in near if (s := summary(c, metric)) is not None]
         if points:
-            ends = [(s.mean if s.low is None else s.low, s.high or s.mean) for _, s in points]
+            ends = [_ends(s, positive) for _, s in points]
             means = [s.mean for _, s in points]
             lines[method] = np.column_stack([[nfe for nfe, _ in points], means, ends])
     floor = np.array(list(board.floor[metric].values()))
@@ -126,19 +130,27 @@ def _quality_panel(axes: Axes, board: Board, metric: str, style: Mapping[str, St
         x, mean, low, high = line[np.argsort(line[:, 0])].T
         look = style[method]
         plain = {"color": look.colour, "zorder": look.order}
-        axes.fill_between(x, low, high, alpha=0.18, linewidth=0, **plain)
+        axes.fill_between(x, low, high, alpha=0.14, linewidth=0, **plain)
         axes.plot(x, mean, marker=look.marker, ls=look.dashes, ms=4, lw=1.5, **plain)
         names.append(End(method, x[-1], mean[-1], look.colour, look.text))
     if len(floor) and (axes.get_yscale() != "log" or floor.mean() > 0):
         axes.axhline(floor.mean(), color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
         names.append(End("real vs real", axes.get_xlim()[1], floor.mean(), INK, INK))
     name_ends(axes, names)
-    seeds = len(board.seeds)
-    kind = "range of" if seeds <= 3 else "95% bootstrap over"
-    shown = f"bands: {kind} {seeds} seeds" if seeds > 1 else "one seed: no bands"
+    seeds = f"{len(board.seeds)} seeds" if len(board.seeds) > 1 else "one seed"
+    banded = any((line[:, 3] > line[:, 2]).any() for line in lines.values())
+    shown = f"bands: 95% intervals, {seeds}" if banded else f"{seeds}: no bands"
     direction = "higher is better" if higher_is_better(metric) else "lower is better"
     subtitle = "; ".join([direction, shown, *note])
-    title(axes, f"{board.problem}: {metric}", subtitle, REMARKS.get(metric, ""))
+    title(axes, f"{board.problem}: {metric}", subtitle, remark(metric))
+
+
+def _ends(value: Interval, positive: bool) -> tuple[float, float]:
+    """Where a band ends. What is never negative has a logarithmic axis, which has no zero: there a
+    band that reaches zero is cut at a fifth of the mean."""
+    if value.low is None:
+        return value.mean, value.mean
+    return max(value.low, value.mean / 5) if positive else value.low, value.high
 
 
 def _quality_axes(
@@ -187,7 +199,7 @@ def _trace_panel(
     for method, (sigma, medians) in lines.items():
         look = style[method]
         plain = {"color": look.colour, "zorder": look.order}
-        named = len(lines) <= MANY or look.colour in PALETTE
+        named = len(lines) <= MANY or method in list(lines)[: len(PALETTE)]
         marker, width = (look.marker, 1.3) if named else ("", 0.7)
         axes.plot(sigma, medians, marker=marker, ls=look.dashes, ms=3.5, lw=width, **plain)
         if named:

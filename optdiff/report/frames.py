@@ -1,11 +1,14 @@
 """What the figures of a report share: colours, a page of panels, titles, scales, names of lines.
 
-The palette is that of Okabe and Ito, safe for the colour-blind. What is drawn into the panels is
-the business of `figures` and `dots`.
+The palette is that of Okabe and Ito, safe for the colour-blind, and two more. What is drawn into
+the panels is the business of `figures` and `dots`.
 """
 
 import io
+import re
 import textwrap
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,11 +22,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from optdiff.report.cells import Board
+from optdiff.report.literal import drawn
 from optdiff.report.reading import higher_is_better, is_share
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY, DIM, INK = "#A8A8A8", "#707070", "#222222"
-MARKERS = "osD^vPX*<>phd8"
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#7B5A3C", "#5E4FA2"),
+)
+DIM, INK = "#707070", "#222222"
+MARKERS = "osD^vPX*<>phd"
+SAMPLERS = (  # each has its colour and its mark, in every figure; append, never insert
+    *("ddim", "dpmpp_2m", "ipndm", "ancestral", "gradient_estimation", "momentum", "heun"),
+    *("adam_per_sample", "nesterov", "adam", "euler", "unipc", "deis", "lms", "plms", "ipndm_v"),
+    *("dpmpp_3m", "dpmpp_2s", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm2", "lion", "muon"),
+    *("adamw", "nadam", "rmsprop", "adagrad", "optimistic_gradient", "constant_rate", "restart"),
+    *("euler_ancestral", "ddpm", "lcm", "tcd", "er_sde", "sa_solver", "edm_churn", "optimizer"),
+    *("deis_rho", "deis_log_rho", "dpmpp_2s_ancestral", "dpmpp_3s", "dpm2_ancestral", "unip"),
+    *("ghvb", "pfdiff", "eqm_nag", "schedule_free", "momentum_by_level", "adaptive_momentum"),
+    *("adan", "adopt", "ademamix", "adabelief", "amsgrad", "radam", "novograd", "yogi", "sm3"),
+    *("dog", "dowg", "prodigy", "normalize", "sign_sgd", "trust_ratio", "optimistic_adam"),
+    *("gamma_mu", "transformation", "linear"),
+)
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 WIDTH, LEFT, TOP, BOTTOM = 9.6, 0.75, 0.6, 0.55  # inches
 POINTS = 8.5  # size of text
@@ -59,17 +78,31 @@ def svg(figure: Figure) -> bytes:
 
 
 def styles(board_list: Sequence[Board]) -> dict[str, Style]:
-    """Colours for the methods that rank best on the first problem; greys with dashes for others."""
+    """Colour and mark of a method by the name of its sampler, the same in every figure; methods
+    that share a sampler differ by their dashes. The better it ranks, the further in front."""
+    samplers = {m: cell.sampler for b in board_list for (m, _), cell in b.cells.items()}
     methods = dict.fromkeys(method for board in board_list for method in board.methods)
-    found = {}
+    look, seen = {}, Counter()
     for i, method in enumerate(methods):
-        marker = MARKERS[i % len(MARKERS)]
-        if i < len(PALETTE):
-            dark = tuple(0.8 * part for part in to_rgb(PALETTE[i]))  # thin letters look pale
-            found[method] = Style(PALETTE[i], dark, marker, "-", 3 - i / 100)
-        else:
-            found[method] = Style(GREY, DIM, marker, DASHES[i % len(DASHES)], 2 - i / 100)
-    return found
+        name = re.split(r"[ (,]", samplers.get(method, method))[0]
+        colour, marker = colour_and_mark(name)
+        dark = tuple(0.8 * part for part in to_rgb(colour))  # thin letters look pale
+        look[method] = Style(colour, dark, marker, DASHES[seen[name] % len(DASHES)], 3 - i / 100)
+        seen[name] += 1
+    return look
+
+
+def colour_and_mark(sampler: str) -> tuple[str, str]:
+    """Those of `SAMPLERS` all differ; any other name has what its hash says.
+
+    >>> colour_and_mark("ddim")
+    ('#0072B2', 'o')
+    """
+    if sampler in SAMPLERS:
+        place = SAMPLERS.index(sampler)
+    else:
+        place = zlib.crc32(sampler.encode("utf-8", "replace"))
+    return PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
 
 
 def spread(
@@ -241,14 +274,16 @@ def title(axes: Axes, title: str, subtitle: str, remark: str = "") -> None:
     lines = [*textwrap.wrap(subtitle, columns), *textwrap.wrap(remark, columns)]
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     top = 7 + 1.2 * small * (len(lines) - 1)
-    axes.annotate(title, (0, 1), (0, top + 12), weight="bold", size=POINTS + 1, color=INK, **place)
+    axes.annotate(
+        drawn(title, 80), (0, 1), (0, top + 12), weight="bold", size=POINTS + 1, color=INK, **place
+    )
     for i, line in enumerate(lines):
         axes.annotate(line, (0, 1), (0, top - 1.2 * small * i), size=small, color=DIM, **place)
 
 
 def margin(names: Sequence[str]) -> float:
     """Inches to leave on the right of a panel for the names of its lines."""
-    longest = max((len(name) for name in (*names, "real vs real")), default=0)
+    longest = max(len(drawn(name)) for name in (*names, "real vs real"))
     return 0.35 + longest * 0.6 * POINTS / 72
 
 
@@ -267,4 +302,4 @@ def name_ends(axes: Axes, ends: Sequence[End]) -> None:
         start, text = x + 5 / frame.width, 1 + 0.24 * dots / frame.width
         lead = [start, 1 + 0.2 * dots / frame.width]
         axes.plot(lead, [y, height], color=end.colour, lw=0.6, **plain)
-        axes.text(text, height, end.name, size=POINTS, color=end.text, va="center", **plain)
+        axes.text(text, height, drawn(end.name), size=POINTS, color=end.text, va="center", **plain)

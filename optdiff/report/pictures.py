@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from optdiff.report.cells import Board, Cell
+from optdiff.report.literal import DRAWN, bounded, drawn
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 Draw = Callable[[Axes, np.ndarray], None]
@@ -54,7 +55,7 @@ class Sheet:
     def write(self, x: float | int, y: float | int, text: str, **look) -> None:
         """Put text at pixels from the left and the top."""
         look = {"size": 8.5, "color": INK, "va": "center"} | look
-        self.figure.text(x / self.width, 1 - y / self.height, text, **look)
+        self.figure.text(x / self.width, 1 - y / self.height, drawn(text, 400), **look)
 
     def axes(self, row: int, column: int) -> Axes:
         """Bare axes that fill a cell, one of their pixels to one of the picture."""
@@ -101,11 +102,14 @@ def samples(
         draw = functools.partial(_draw_images, count=count)
         rows += ["exact"] * (exact is not None)
         if words is not None:
-            asked = "from the left: " + ", ".join(f"“{each}”" for each in words[:count])
+            asked = "from the left: " + ", ".join(
+                f"“{bounded(str(each), 120)}”" for each in words[:count]
+            )
             notes += textwrap.wrap(asked, len(board.budgets) * size[0] // LETTER)
     costs = [_cost(board, method) for method in rows]
-    longest = max(map(len, [*rows, *costs, "evaluations"]))
-    title = f"{board.problem}: samples of seed {seed}"
+    labels = [bounded(row, DRAWN) for row in rows]
+    longest = max(map(len, [*labels, *costs, "evaluations"]))
+    title = f"{bounded(board.problem, DRAWN)}: samples of seed {seed}"
     sheet = Sheet(len(rows), len(board.budgets), size, longest, title, len(notes))
     for (row, method), (column, budget) in product(enumerate(rows), enumerate(board.budgets)):
         if (method, budget) in found:
@@ -117,7 +121,7 @@ def samples(
             sheet.axes(row, column).text(0.5, 0.5, text, ha="center", va="center", size=9, **look)
     for line, note in enumerate(notes):
         sheet.write(GAP, 36 + line * LINE, note, color=DIM, size=7.5)
-    _captions(sheet, board.budgets, rows, costs)
+    _captions(sheet, board.budgets, labels, costs)
     return sheet.pixels()
 
 

@@ -12,11 +12,37 @@ HIGHER_IS_BETTER = (
 SHARES = ("precision", "recall", "coverage", "accuracy")
 """Those of them that are shares, between 0 and 1."""
 
+NEIGHBOURS = ("precision", "recall", "density", "coverage", "memorization")
+"""Those that count who is near whom, and mean nothing far from the data."""
+
 REMARKS = {
     "trajectory_error": "Says nothing of stochastic samplers, whose paths are not meant to agree, "
     "and rewards averages where budgets are tiny."
 }
 """By metric, what a reader must know lest its numbers mislead."""
+
+
+def remark(metric: str) -> str:
+    """What a reader must know of a metric, or nothing."""
+    if _ends_in(metric, NEIGHBOURS):
+        return (
+            "Counts neighbours, which noise can have in any number: samples whose Frechet distance "
+            "is over ten times that of real ones are in brackets, not ranked, and not drawn."
+        )
+    return REMARKS.get(metric, "")
+
+
+def companions(metric: str) -> list[str]:
+    """Distances that say whether samples are near enough to the data for a metric of neighbours.
+
+    >>> companions("judge_precision"), companions("mmd")
+    (['judge_frechet', 'frechet'], [])
+    """
+    if not _ends_in(metric, NEIGHBOURS):
+        return []
+    prefix = metric.rstrip("_@0123456789").rpartition("_")[0]
+    own = f"{prefix}_frechet" if prefix else "frechet"
+    return list(dict.fromkeys((own, "frechet", "judge_frechet")))
 
 
 def higher_is_better(metric: str) -> bool:

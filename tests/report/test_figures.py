@@ -1,6 +1,7 @@
 """Figures can be read: scales, names that keep off each other, and the samples themselves."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,12 +26,12 @@ def test_quality_figure_is_labelled_and_readable(tmp_path, count):
         unbiased = error**4 + draw.normal(0, 1e-5)
         metrics = {"w2": error, "mmd": unbiased, "coverage": 1 - error, "energy": error**2}
         real = {"nfe": float(nfe - i % 2), "floor": {"w2": 1e-3, "mmd": -1e-6, "coverage": 0.97}}
-        append(tmp_path, job(f"a_sampler_{i}", nfe, seed, metrics=metrics, **real))
+        append(tmp_path, job(frames.SAMPLERS[i], nfe, seed, metrics=metrics, **real))
     found = boards(load(tmp_path))
     figure = figures.quality(found)
     assert_readable(figure)
     first, mmd, coverage, energy = figure.axes
-    methods = {f"a_sampler_{i}" for i in range(count)}
+    methods = set(frames.SAMPLERS[:count])
     for axes in figure.axes:
         assert methods <= set(names_of(axes)) and axes.get_xscale() == "log"
         assert "NFE" in axes.get_xlabel()
@@ -84,12 +85,26 @@ def test_long_subtitles_and_remarks_stay_in_their_panels(tmp_path):
         assert "stochastic samplers" in shown and "range of" not in shown and "one seed" in shown
 
 
-@pytest.mark.parametrize("seeds, shown", [(3, "range of 3 seeds"), (4, "95% bootstrap over 4")])
+@pytest.mark.parametrize("seeds, shown", [(1, "one seed: no"), (4, "bands: 95% intervals, 4")])
 def test_bands_are_called_what_they_are(tmp_path, seeds, shown):
     for sampler, seed in itertools.product("ab", range(seeds)):
         append(tmp_path, job(sampler, 8, seed, value=1.0 + seed))
     (axes,) = figures.quality(boards(load(tmp_path))).axes
-    assert any(f"bands: {shown}" in text.get_text() for text in axes.texts)
+    assert any(shown in text.get_text() for text in axes.texts)
+
+
+def test_a_sampler_has_its_colour_and_mark_whatever_the_others_are():
+    looks = [frames.colour_and_mark(name) for name in frames.SAMPLERS]
+    assert len(set(looks)) == len(frames.SAMPLERS)
+
+    def styles(*names):
+        return frames.styles([Board("p", [], [], [*names], [], [], [], {}, {})])
+
+    few, many = styles("mine", "ddim"), styles("lion", "ddim", "heun", "mine", "ddim, karras")
+    for name in ("ddim", "mine"):
+        assert few[name][:4] == many[name][:4]
+    assert many["ddim, karras"].colour == many["ddim"].colour
+    assert many["ddim, karras"].dashes != many["ddim"].dashes
 
 
 def test_one_method_has_one_colour_throughout(tmp_path):
@@ -145,7 +160,7 @@ def test_spread_moves_as_little_as_it_can():
 
 def test_diagnostics_draw_medians_at_the_largest_common_budget(study):
     (board,) = boards(load(study))
-    budget, found = _traces(study, board)
+    budget, found = _traces(partial(load_artifact, study), board)
     assert budget == 16 and set(found) == {"ddim", "heun", "adam"}  # adam has one ok seed there
     figure = figures.diagnostics([board], {board.problem: (budget, found)})
     assert_readable(figure)

@@ -1,0 +1,84 @@
+"""Intervals cover and equal methods tie: from rows that a simulation writes to the table's words.
+
+The simulation knows nothing of how intervals are made. Methods of a seed see the same half of their
+samples; a metric is a mean of errors with a heavy tail, or a share near 1.
+"""
+
+import csv
+
+import numpy as np
+import pytest
+from report_rows import job
+
+from optdiff.report import table
+from optdiff.report.cells import boards
+from optdiff.report.intervals import interval, share_interval
+from optdiff.results.row import settled
+
+METHODS, SAMPLES, GROUPS, COLUMNS = 6, 64, 8, 300
+LAWS = {
+    "mean_error": lambda draw, shape: draw.gamma(0.5, 2.0, shape),  # of mean 1
+    "accuracy": lambda draw, shape: (draw.random(shape) < 0.9).astype(float),
+}
+TRUTH = {"mean_error": 1.0, "accuracy": 0.9}
+
+
+def rows_of(metric, draw, seeds, groups):
+    """Equal methods on some seeds; of a mean, a group's pull is its own mean less that of all."""
+    for seed in range(seeds):
+        law = LAWS[metric]
+        common, own = law(draw, SAMPLES), law(draw, (METHODS, SAMPLES))
+        scores = np.where(np.arange(SAMPLES) % 16 < 8, common, own)
+        for method, mine in enumerate(scores):
+            pulls = [float(mine[g::GROUPS].mean() - mine.mean()) for g in range(GROUPS)]
+            known = {"metrics": {metric: mine.mean()}, "spread": {metric: pulls} if groups else {}}
+            yield job(f"m{method}", 8, seed, floor={}, samples=SAMPLES, **known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [True, False], ids=["groups", "seeds"])
+@pytest.mark.parametrize("metric", LAWS)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_cover_and_equal_methods_tie(metric, seeds, groups):
+    draw, covered, apart = np.random.default_rng(seeds), [], []
+    for _ in range(COLUMNS):
+        rows = [settled(row) for row in rows_of(metric, draw, seeds, groups)]
+        lines = list(csv.DictReader(table.tidy(boards(rows)).splitlines()))
+        covered += [float(line["low"]) <= TRUTH[metric] <= float(line["high"]) for line in lines]
+        marks = [line["mark"] for line in lines]
+        assert marks.count("best") == 1 and set(marks) <= {"best", "tie", "worse"}
+        apart.append([mark == "worse" for mark in marks])
+    assert np.mean(covered) >= 0.93
+    if groups or metric != "accuracy":  # two seeds that agree to the sample say too little to miss
+        assert np.mean(covered) <= 0.97
+    assert np.mean(apart) <= 0.06
+    assert np.mean(np.any(apart, axis=1)) <= 0.05 + 3 * np.sqrt(0.05 / COLUMNS)
+
+
+def test_what_differs_is_told_apart_where_groups_say_so():
+    """Two seeds of 64: the second method is worse by 0.4, by seeds alone nobody could tell."""
+    draw, marks = np.random.default_rng(0), {}
+    for groups in (True, False):
+        rows = [settled(row) for row in rows_of("mean_error", draw, 2, groups)]
+        for row in rows:
+            row["metrics"]["mean_error"] += 2.0 * (row["sampler"] == "m1")
+        lines = csv.DictReader(table.tidy(boards(rows)).splitlines())
+        marks[groups] = {line["method"]: line["mark"] for line in lines}
+    assert marks[True]["m1"] == "worse" and "worse" not in marks[False].values()
+
+
+def test_intervals_are_students_and_wilsons():
+    values = np.array([1.0, 2.0, 3.0, 6.0])
+    mean, low, high = interval(values)
+    half = 3.182446 * np.std(values, ddof=1) / 2  # of the tables
+    assert (mean, low, high) == pytest.approx((3.0, 3.0 - half, 3.0 + half), rel=1e-6)
+    assert interval(np.array([1.0])) == (1.0, None, None)
+    # Wilson's ends are where p is just so far from the mean as t allows a binomial share of p.
+    shares = np.array([0.9, 1.0, 0.95, 0.99, 0.97, 0.93, 0.96, 0.98])
+    mean, low, high = share_interval(shares, 800)
+    size = mean * (1 - mean) / (np.var(shares, ddof=1) / 8)
+    for end in (low, high):
+        assert abs(end - mean) == pytest.approx(
+            2.364624 * np.sqrt(end * (1 - end) / size), rel=1e-6
+        )
+    assert 0 < low < mean < high < 1
