@@ -1,7 +1,6 @@
 """Intervals cover and equal methods tie: from rows that a simulation writes to the table's words.
 
-The simulation knows nothing of how intervals are made. Methods of a seed see the same half of their
-samples; a metric is a mean of errors with a heavy tail, or a share near 1.
+The simulation knows nothing of how intervals are made. Methods share a quarter of their samples; a metric is a mean of errors with a heavy tail, or a share near 1.
 """
 
 import csv
@@ -15,24 +14,25 @@ from optdiff.report.cells import boards
 from optdiff.report.intervals import interval, share_interval
 from optdiff.results.row import settled
 
-METHODS, SAMPLES, GROUPS, COLUMNS = 6, 64, 8, 300
+METHODS, SAMPLES, GROUPS, COLUMNS = 5, 64, 8, 400
 LAWS = {
     "mean_error": lambda draw, shape: draw.gamma(0.5, 2.0, shape),  # of mean 1
     "accuracy": lambda draw, shape: (draw.random(shape) < 0.9).astype(float),
 }
+PLAIN = job(floor={}, samples=SAMPLES)
 TRUTH = {"mean_error": 1.0, "accuracy": 0.9}
 
 
 def rows_of(metric, draw, seeds, groups):
     """Equal methods on some seeds; of a mean, a group's pull is its own mean less that of all."""
     for seed in range(seeds):
-        law = LAWS[metric]
-        common, own = law(draw, SAMPLES), law(draw, (METHODS, SAMPLES))
-        scores = np.where(np.arange(SAMPLES) % 16 < 8, common, own)
-        for method, mine in enumerate(scores):
-            pulls = [float(mine[g::GROUPS].mean() - mine.mean()) for g in range(GROUPS)]
-            known = {"metrics": {metric: mine.mean()}, "spread": {metric: pulls} if groups else {}}
-            yield job(f"m{method}", 8, seed, floor={}, samples=SAMPLES, **known)
+        common = LAWS[metric](draw, SAMPLES)
+        own = LAWS[metric](draw, (METHODS, SAMPLES))
+        scores = np.where(np.arange(SAMPLES) % 32 < 8, common, own)
+        pulls = scores.reshape(METHODS, -1, GROUPS).mean(1) - scores.mean(1, keepdims=True)
+        for method, (mine, pull) in enumerate(zip(scores, pulls.tolist(), strict=True)):
+            row = PLAIN | {"sampler": f"m{method}", "seed": seed, "metrics": {metric: mine.mean()}}
+            yield row | {"spread": {metric: pull} if groups else {}}
 
 
 @pytest.mark.slow
