@@ -39,9 +39,11 @@ as `Class.from_config` of the checkpoint's scheduler file does, at its levels an
 file's own class is among those named, as that one. A sampler without a class steps as the file's
 own.
 
-**Where to begin.** With few evaluations and no guidance, `ipndm`, `gradient_estimation` and
-`unipc` are the bar; `dpmpp_2m` is the careful choice, which never does badly. `ddim` and `momentum`
-(averaging) are for high guidance, where extrapolation overshoots. Two evaluations a step (`heun`,
+**Where to begin.** From six evaluations on, `gradient_estimation`, `ipndm` and `dpmpp_2m` come
+nearer to the exact sample than `ddim`. At three and four it depends on the question: on text to
+image most images show what they are asked for with `ddim` (0.89 and 0.94; `dpmpp_2m` 0.68 and
+0.75), while `ipndm` has the lowest Frechet distance. `momentum` at its default averages, and is
+behind `ddim` on Frechet distance at every budget of both studies. Two evaluations a step (`heun`,
 `dpm2`) pay only once there are more than a dozen steps. Noise (`ancestral`, `dpmpp_2m_sde`,
 `edm_churn`) corrects errors of the network, given many steps. Optimizers that forget how long the
 gradient is (`adam`, `lion`, `sign_sgd` and their kin) are here to be looked at: what each leaves
