@@ -33,9 +33,7 @@ def sweep(config: dict[str, Any]) -> None:
     levels = karras(problem.schedule, config["levels"])
     keys = sample_keys(0, config["samples"])
     x = start(problem, keys, levels[0])
-    yamls = {
-        s: OmegaConf.load(EXPERIMENTS / f"../conf/sampler/{s}.yaml") for s in config["samplers"]
-    }
+    yamls = hydra.compose(overrides=[f"+sampler@{name}={name}" for name in config["samplers"]])
     samplers = {name: build(OmegaConf.to_container(yaml)) for name, yaml in yamls.items()}
 
     print(f"{config['samples']} samples, {config['levels']} levels, median of {config['repeats']}")

@@ -33,15 +33,14 @@ STDS = np.geomspace(0.01, 10.0, 31)  # of the Gaussian data on which stability i
 
 def configurations(variants: dict) -> dict[str, dict]:
     """Every sampler yaml that is complete, and the variants, by name."""
-    found = {}
-    for path in sorted(SAMPLERS.glob("*.yaml")):
-        config = OmegaConf.load(path)
-        if not OmegaConf.missing_keys(config):
-            found[path.stem] = config
+    names = sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
+    composed = hydra.compose(overrides=[f"+sampler@{name}={name}" for name in names])
+    samplers = {name: composed[name] for name in names}
+    samplers = {n: config for n, config in samplers.items() if not OmegaConf.missing_keys(config)}
     for name, changes in variants.items():
         changes = dict(changes)
-        found[name] = OmegaConf.merge(found[changes.pop("sampler")], changes)
-    return {name: OmegaConf.to_container(config, resolve=True) for name, config in found.items()}
+        samplers[name] = OmegaConf.merge(samplers[changes.pop("sampler")], changes)
+    return {n: OmegaConf.to_container(config, resolve=True) for n, config in samplers.items()}
 
 
 def probe(samplers: dict[str, dict], levels) -> tuple[dict[str, Coefficients], list[str]]:

@@ -5,20 +5,18 @@ The lists are read from `conf`, so a new yaml is under contract as soon as it is
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import hydra
 import jax
 import jax.numpy as jnp
 import pytest
 from omegaconf import OmegaConf
+from yamls import CONF, composed
 
 from optdiff.grids import karras
 from optdiff.noise import variance_exploding
 from optdiff.sample import sample_keys
 from optdiff.types import NoiseSchedule, expand
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["schedule"])
@@ -57,15 +55,6 @@ def setting():
     return {"problem": problem, "levels": levels, "keys": keys, "cond": cond, "x": x}
 
 
-def composed(group):
-    """The configurations of a group by name, but for those that wait for a file to be named."""
-    names = sorted(path.stem for path in CONF.glob(f"{group}/*.yaml"))
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        # All in one: composing is mostly what Hydra adds of its own.
-        found = hydra.compose(overrides=[f"+{group}@{name}={name}" for name in names])
-    return {name: found[name] for name in names if not OmegaConf.missing_keys(found[name])}
-
-
 SAMPLERS, PROBLEMS = composed("sampler"), composed("problem")
 PROBLEMS["guided digits"] = OmegaConf.merge(PROBLEMS["digits"], {"guidance": 2.0})
 
@@ -97,6 +86,14 @@ NAMES = [
 @pytest.fixture(scope="module", params=NAMES)
 def sampler(request, samplers):
     return samplers[request.param]
+
+
+@pytest.fixture(scope="module")
+def sampler_in_float32(sampler, samplers):
+    """The same yaml, made without float64."""
+    name = next(name for name, one in samplers.items() if one is sampler)
+    with jax.enable_x64(False):
+        return hydra.utils.instantiate(SAMPLERS[name])
 
 
 @pytest.fixture(scope="module", params=PROBLEMS)

@@ -5,21 +5,17 @@ One program a sampler: levels, their number, and how the problem is moved are it
 
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
-import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from optdiff.sample import Clock, last_denoising, sample_keys, sampling_loop
 from optdiff.types import expand
 
-CONF = Path(__file__).parents[2] / "conf" / "sampler"
 MOST, PIXELS, CHANNELS = 16, 6, 2
 IMAGE = (3, 2, CHANNELS)  # some optimizers know rows from columns
 START = np.random.default_rng(0).normal(size=(4, *IMAGE))
@@ -183,10 +179,10 @@ def test_any_levels_that_fall_give_finite_samples(run, levels):
 
 
 @pytest.fixture(scope="module")
-def run_as_in_production(name):
+def run_as_in_production(sampler_in_float32):
     """In float32, the sampler's own tables too."""
     with jax.enable_x64(False):
-        run = compiled(hydra.utils.instantiate(OmegaConf.load(CONF / f"{name}.yaml")))
+        run = compiled(sampler_in_float32)
 
     def in_float32(x, levels):
         with jax.enable_x64(False):

@@ -1,19 +1,13 @@
 """A nonlinear problem with exact scores, some grids, and the iterates of a sampler on them."""
 
-from pathlib import Path
-
-import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers_oracle import Parity
-from omegaconf import OmegaConf
 
 from optdiff.problems import mixture
 from optdiff.sample import identity, sample, sample_keys
-
-CONF = Path(__file__).parents[2] / "conf" / "sampler"
 
 # Every shape of grid: smooth and narrow towards zero, geometric, uniform, and without a pattern.
 GRIDS = {
@@ -63,11 +57,3 @@ def iterates(problem, keys):
 def parity(problem, keys):
     """`parity(name, sampler, case)`: require the trajectory of a scheduler; see `Parity`."""
     return Parity(problem, keys, jax.jit(problem.denoise))
-
-
-@pytest.fixture(scope="session")
-def from_yaml():
-    """`from_yaml(name, **changes)`: a sampler of `conf/sampler`, with some of it changed."""
-    return lambda name, **changes: hydra.utils.instantiate(
-        OmegaConf.load(CONF / f"{name}.yaml"), **changes
-    )

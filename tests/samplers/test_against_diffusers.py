@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import yamls
 from diffusers_oracle import STEPS, TRAINED, Case, cases, require_same
 
 from optdiff.grids import explicit
@@ -80,8 +81,8 @@ SHORT_AND_LONG = [*ALL, *BOUNDARY]
 
 
 @pytest.mark.parametrize("case", SHORT_AND_LONG, ids=str)
-def test_dpmpp_3m_as_its_yaml_has_it(case, parity, from_yaml):
-    parity("DPMSolverMultistepScheduler", from_yaml("dpmpp_3m"), case, solver_order=3)
+def test_dpmpp_3m_as_its_yaml_has_it(case, parity):
+    parity("DPMSolverMultistepScheduler", yamls.sampler("dpmpp_3m"), case, solver_order=3)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +133,9 @@ def end_all_but_at_zero(scheduler):
 
 
 @pytest.mark.parametrize(("case", "order"), ORDERS, ids=str)
-def test_unipc(case, order, parity, from_yaml):
+def test_unipc(case, order, parity):
     """With bh1, diffusers is not a number on the step to zero."""
-    sampler = from_yaml("unipc", order=order)
+    sampler = yamls.sampler("unipc", order=order)
     parity("UniPCMultistepScheduler", sampler, case, solver_order=order)
 
 

@@ -9,15 +9,13 @@ it is shortened here.
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from omegaconf import OmegaConf
+import yamls
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -26,17 +24,8 @@ from optdiff.problems.gaussian import Gaussian
 from optdiff.sample import identity, sample, sample_keys, sample_scan
 from optdiff.samplers import from_transformation, gradient_estimation
 
-CONF = Path(__file__).parents[2] / "conf" / "sampler"
 SIGMA0, SIGMA1, STEPS = 4.0, 1.0, 2_000
 PATH = SIGMA0 - SIGMA1
-
-
-def build(name, **changes):
-    """The sampler of a yaml, some of it changed."""
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    for path, value in changes.items():
-        OmegaConf.update(config, path.replace("__", "."), value)
-    return hydra.utils.instantiate(config)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +143,7 @@ PREDICTED = {
 @pytest.mark.parametrize("name", PREDICTED)
 def test_misses_by_what_theory_predicts(name, start):
     theory, shortened = PREDICTED[name]
-    x, predicted = end(build(name, **shortened), start), theory(np.asarray(start))
+    x, predicted = end(yamls.sampler(name, **shortened), start), theory(np.asarray(start))
     target = np.asarray(start) * np.sqrt((1 + SIGMA1**2) / (1 + SIGMA0**2))
     assert _rms(predicted - target) > 0.2, "which is not the target"
     assert _rms(x - predicted) < 0.04 * _rms(predicted - target)
@@ -181,7 +170,7 @@ def pictures():
 def test_muon_takes_the_step_off_every_singular_value(pictures):
     """With coefficients that orthogonalize exactly; Muon's own leave values of 0.7 to 1.2."""
     exact = {"optimizer__ns_coeffs": [2.0, -1.5, 0.5], "optimizer__ns_steps": 24}
-    x = end(build("muon", optimizer__beta=0.5, **exact), pictures)
+    x = end(yamls.sampler("muon", optimizer__beta=0.5, **exact), pictures)
     channels = np.moveaxis(np.asarray(pictures), -1, 1)
     u, s, vt = np.linalg.svd(channels, full_matrices=False)
     left = np.maximum(s - np.sqrt(9) * PATH, 0.0)  # of unit mean square: the longer side's root
@@ -194,7 +183,9 @@ def test_sm3_bounds_squares_by_the_least_of_rows_and_columns(pictures):
     """Where adagrad has a sum for each pixel, here only the largest of its row, column or channel
     counts: pixels go less far, each in its own measure; adagrad's go nearly alike."""
     start = np.asarray(pictures)
-    ours, theirs = (np.abs(start - end(build(name), pictures)) for name in ("sm3", "adagrad"))
+    ours, theirs = (
+        np.abs(start - end(yamls.sampler(name), pictures)) for name in ("sm3", "adagrad")
+    )
     assert (ours < theirs * 1.01).all()
     assert np.std(ours) > 2 * np.std(theirs)
 
@@ -202,7 +193,7 @@ def test_sm3_bounds_squares_by_the_least_of_rows_and_columns(pictures):
 @pytest.mark.parametrize("gain", [0.5, 1.5])
 def test_a_learning_rate_is_a_power_of_the_spread(gain, start):
     """`dx = gain eps dsigma` takes the spread to the power of the gain: only 1 keeps it."""
-    x = end(build("optimizer", optimizer__learning_rate=gain), start)
+    x = end(yamls.sampler("optimizer", optimizer__learning_rate=gain), start)
     spread = (1 + SIGMA1**2) / (1 + SIGMA0**2)
     np.testing.assert_allclose(x, start * spread ** (gain / 2), rtol=2e-3)
 
@@ -219,35 +210,35 @@ def few(sampler, n=6):
 def test_radam_begins_as_momentum():
     """Its second moment is not trusted for five steps; before, it is a debiased average."""
     average = from_transformation(optax.ema(0.9, debias=True))
-    radam, plain = few(build("radam"), 8), few(average, 8)
+    radam, plain = few(yamls.sampler("radam"), 8), few(average, 8)
     np.testing.assert_allclose(radam[:5], plain[:5], rtol=1e-10)
     assert not np.allclose(radam[5], plain[5])
 
 
 @pytest.mark.parametrize("b2", [0.6, 0.9, 0.999])
 def test_radam_is_optaxs(b2):
-    ours, theirs = build("radam", transformation__b2=b2), optax.scale_by_radam(b2=b2)
+    ours, theirs = yamls.sampler("radam", transformation__b2=b2), optax.scale_by_radam(b2=b2)
     np.testing.assert_allclose(few(ours, 12), few(from_transformation(theirs), 12), rtol=1e-6)
 
 
 def test_adopt_begins_with_a_rest():
-    first, second = few(build("adopt"), 3)
+    first, second = few(yamls.sampler("adopt"), 3)
     start = gaussian(dim=8).prior(sample_keys(0, 4), jnp.array(80.0))
     np.testing.assert_allclose(first, start, rtol=1e-12)
     assert not np.allclose(first, second)
 
 
 def test_optimistic_gradient_is_gradient_estimation():
-    yaml, ours = few(build("optimistic_gradient")), few(gradient_estimation(2.0))
+    yaml, ours = few(yamls.sampler("optimistic_gradient")), few(gradient_estimation(2.0))
     np.testing.assert_allclose(yaml, ours, rtol=1e-10, atol=1e-10)
 
 
 CONVERGE = {
-    "optimistic_gradient": build("optimistic_gradient"),
-    "radam that never trusts": build("radam", transformation__b2=0.6),
+    "optimistic_gradient": yamls.sampler("optimistic_gradient"),
+    "radam that never trusts": yamls.sampler("radam", transformation__b2=0.6),
     "debiased average": from_transformation(optax.ema(0.5, debias=True)),
-    "sgd": build("optimizer"),
-    "nothing": build("transformation"),
+    "sgd": yamls.sampler("optimizer"),
+    "nothing": yamls.sampler("transformation"),
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+import yamls
 from diffusers_oracle import STEPS, Case, cases, create, in_float64
 from exact_noise import PROBLEM, SCHEDULE, covariance_slope, pushed, recorded
 from scipy.integrate import quad
@@ -69,10 +70,12 @@ def vanishing_curvature(monkeypatch):
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_3m_sde_is_that_of_k_diffusion(case, parity, vanishing_curvature, from_yaml):
+def test_3m_sde_is_that_of_k_diffusion(case, parity, vanishing_curvature):
     """As diffusers has it that never lowers its order, and as the yaml has it."""
     settings = SDE | {"solver_type": "heun", "solver_order": 3}
-    parity("DPMSolverMultistepScheduler", from_yaml("dpmpp_3m_sde"), case, noisy=True, **settings)
+    parity(
+        "DPMSolverMultistepScheduler", yamls.sampler("dpmpp_3m_sde"), case, noisy=True, **settings
+    )
 
 
 @pytest.mark.parametrize("case", [*ALL, Case(14, "leading"), Case(15, "leading")], ids=str)
