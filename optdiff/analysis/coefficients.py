@@ -48,7 +48,9 @@ class Coefficients(NamedTuple):
         return self.points[:: self.evals]
 
 
-def coefficients(sampler: Sampler, levels: Levels, *, tolerance: float = 1e-9) -> Coefficients:
+def coefficients(
+    sampler: Sampler, levels: Levels, *, tolerance: float | None = None
+) -> Coefficients:
     """Find the matrix of a linear sampler on fixed levels, whoever wrote it.
 
     The sampler runs once on unit vectors: the start is one, and every gradient handed to it is the
@@ -58,8 +60,8 @@ def coefficients(sampler: Sampler, levels: Levels, *, tolerance: float = 1e-9) -
     Args:
       sampler: any sampler.
       levels: (n,) noise levels, as for `sample`.
-      tolerance: how far, relative to the point, a random run may be from the combination; meant
-        for float64. In float32, 1e-4 is tight.
+      tolerance: how far, relative to the point, a random run may be from the combination; by
+        default what rounding allows, 1e-9 in float64 and 1e-4 in float32.
 
     Returns:
       The `Coefficients`, the same for every problem.
@@ -68,8 +70,8 @@ def coefficients(sampler: Sampler, levels: Levels, *, tolerance: float = 1e-9) -
       NotLinear: saying by how much the combination misses.
 
     >>> from optdiff.samplers import gradient_estimation
-    >>> found = coefficients(gradient_estimation(2.0), jnp.array([4.0, 3.0, 2.0]), tolerance=1e-4)
-    >>> found.moves.round(3).tolist()
+    >>> matrix = coefficients(gradient_estimation(2.0), jnp.array([4.0, 3.0, 2.0]))
+    >>> matrix.moves.round(3).tolist()
     [[-1.0, 0.0], [1.0, -2.0]]
     """
     levels = jnp.asarray(levels)
@@ -78,14 +80,15 @@ def coefficients(sampler: Sampler, levels: Levels, *, tolerance: float = 1e-9) -
     e = (n - 1) * evals
     units = jnp.eye(e + 1, dtype=levels.dtype)
     seen, points = _run(sampler, levels, units[:1], units[1:, None], seed=0)
-    found = Coefficients(seen[:, 0, 0], seen[:, 0, 1:], points, evals)
+    matrix = Coefficients(seen[:, 0, 0], seen[:, 0, 1:], points, evals)
+    tolerance = _rounding(levels.dtype) if tolerance is None else tolerance
     for seed, scale in ((1, 0.1), (2, 10.0)):
         keys = jax.random.split(jax.random.key(seed))
         x = scale * jax.random.normal(keys[0], (2, 7), levels.dtype)
-        given = scale * jax.random.normal(keys[1], (e, 2, 7), levels.dtype)
-        seen, _ = _run(sampler, levels, x, given, seed)
-        due = found.start[:, None, None] * np.asarray(x)
-        due = due + np.tensordot(found.gradients, np.asarray(given), 1)
+        gradients = scale * jax.random.normal(keys[1], (e, 2, 7), levels.dtype)
+        seen, _ = _run(sampler, levels, x, gradients, seed)
+        due = matrix.start[:, None, None] * np.asarray(x)
+        due = due + np.tensordot(matrix.gradients, np.asarray(gradients), 1)
         size = np.linalg.norm(due.reshape(len(due), -1), axis=1)
         miss = np.max(np.linalg.norm((seen - due).reshape(len(due), -1), axis=1) / size)
         if not miss <= tolerance:  # nor if it is not a number
@@ -94,16 +97,21 @@ def coefficients(sampler: Sampler, levels: Levels, *, tolerance: float = 1e-9) -
                 "its length away from the combination that unit gradients show, so it is not "
                 "linear in them, or draws noise"
             )
-    return found
+    return matrix
 
 
-def _run(sampler, levels, x, given, seed):
-    """The points a sampler visits and their levels, if gradient k is `given[k]` wherever asked."""
+def _rounding(dtype):
+    """What rounding may add up to along a trajectory, as a share of its length."""
+    return 1e-9 if np.finfo(dtype).eps < 1e-12 else 1e-4
+
+
+def _run(sampler, levels, x, gradients, seed):
+    """The points a sampler visits and their levels, if gradient k is `gradients[k]` anywhere."""
     visited: list[tuple] = []
 
     def eps_fn(x, sigma):
         visited.append((x, sigma))
-        return given[len(visited) - 1]
+        return gradients[len(visited) - 1]
 
     def every_step(step, carry, count):
         for i in range(count):
@@ -118,29 +126,29 @@ def _run(sampler, levels, x, given, seed):
     return np.stack([np.asarray(x) for x, _ in visited]), np.array(points)
 
 
-def learning_rates(found: Coefficients) -> Float[np.ndarray, "steps"]:
+def learning_rates(matrix: Coefficients) -> Float[np.ndarray, "steps"]:
     """How far each step goes along its gradients together, in units of DDIM's step:
     `-sum_j w_j / (sigma - sigma')`. At 1 the noise level is kept; below, noise is left behind.
 
     >>> from optdiff.samplers import ddim
-    >>> learning_rates(coefficients(ddim(), jnp.array([4.0, 3.0, 1.0]), tolerance=1e-4)).tolist()
+    >>> learning_rates(coefficients(ddim(), jnp.array([4.0, 3.0, 1.0]))).tolist()
     [1.0, 1.0]
     """
-    return np.sum(found.moves, axis=1) / np.diff(found.levels)
+    return np.sum(matrix.moves, axis=1) / np.diff(matrix.levels)
 
 
-def memory(found: Coefficients) -> Float[np.ndarray, "steps"]:
+def memory(matrix: Coefficients) -> Float[np.ndarray, "steps"]:
     """The share of each step's weights, by size, that lies on gradients of earlier steps: 0 in a
     one-step method, 1/4 in Adams-Bashforth 2."""
-    sizes = np.abs(found.moves)
+    sizes = np.abs(matrix.moves)
     earlier = np.tril(np.ones_like(sizes), -1)
-    if found.evals > 1:
-        step = np.arange(sizes.shape[1]) // found.evals
+    if matrix.evals > 1:
+        step = np.arange(sizes.shape[1]) // matrix.evals
         earlier = (step < np.arange(len(sizes))[:, None]).astype(float)
     return np.sum(sizes * earlier, axis=1) / np.sum(sizes, axis=1)
 
 
-def orders(found: Coefficients, *, tolerance: float = 1e-8) -> np.ndarray:
+def orders(matrix: Coefficients, *, tolerance: float | None = None) -> np.ndarray:
     """Order conditions that each step meets exactly: the largest p for which it integrates every
     polynomial in sigma of degree below p,
 
@@ -149,29 +157,33 @@ def orders(found: Coefficients, *, tolerance: float = 1e-8) -> np.ndarray:
     Linear multistep methods in sigma have their order here. Methods that integrate in log sigma,
     or with constant-step weights on other grids, meet the conditions beyond the first only in the
     limit of many steps, and a one-step method with stages meets those of its quadrature.
+
+    Args:
+      tolerance: relative to the terms of the sum; by default as in `coefficients`.
     """
-    ends = found.levels
-    scale = found.points.max()
+    ends = matrix.levels
+    tolerance = _rounding(matrix.gradients.dtype) if tolerance is None else tolerance
+    scale = matrix.points.max()
     met = np.zeros(len(ends) - 1, int)
     still = np.ones(len(ends) - 1, bool)
-    for q in range(found.gradients.shape[1]):
+    for q in range(matrix.gradients.shape[1]):
         due = np.diff((ends / scale) ** (q + 1)) / (q + 1) * scale
-        weighed = found.moves @ (found.points[:-1] / scale) ** q
-        size = np.abs(found.moves) @ (found.points[:-1] / scale) ** q + np.abs(due)
+        weighed = matrix.moves @ (matrix.points[:-1] / scale) ** q
+        size = np.abs(matrix.moves) @ (matrix.points[:-1] / scale) ** q + np.abs(due)
         still &= np.abs(weighed - due) <= tolerance * size
         met += still
     return met
 
 
-def amplification(found: Coefficients, std: float) -> float:
+def amplification(matrix: Coefficients, std: float) -> float:
     """Where the sampler takes `N(0, std^2)` data, in units of where the exact flow does: the ratio
     of the standard deviations at the last level. 1 is exact, 0 collapsed, large unstable.
 
     On such data `eps(y, sigma) = y sigma / (std^2 + sigma^2)`, so the iterate is a number.
     """
-    slope = found.points / (std**2 + found.points**2)
-    points = np.zeros(len(found.points))
+    slope = matrix.points / (std**2 + matrix.points**2)
+    points = np.zeros(len(matrix.points))
     for k in range(len(points)):
-        points[k] = found.start[k] + found.gradients[k, :k] @ (slope[:k] * points[:k])
-    exact = np.sqrt((std**2 + found.points[-1] ** 2) / (std**2 + found.points[0] ** 2))
+        points[k] = matrix.start[k] + matrix.gradients[k, :k] @ (slope[:k] * points[:k])
+    exact = np.sqrt((std**2 + matrix.points[-1] ** 2) / (std**2 + matrix.points[0] ** 2))
     return float(points[-1] / exact)

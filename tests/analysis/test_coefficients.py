@@ -2,7 +2,6 @@
 
 import re
 from functools import partial
-from pathlib import Path
 
 import hydra
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from omegaconf import OmegaConf
+import yamls
 
 from optdiff.analysis.coefficients import (
     NotLinear,
@@ -20,6 +19,8 @@ from optdiff.analysis.coefficients import (
     memory,
     orders,
 )
+from optdiff.grids import karras
+from optdiff.noise import variance_exploding
 from optdiff.problems import gaussian, mixture
 from optdiff.sample import (
     eps_at,
@@ -43,32 +44,25 @@ from optdiff.samplers import (
     scale_by_sigma_step,
 )
 
-CONF = Path(__file__).parents[2] / "conf" / "sampler"
 KARRAS = np.linspace(80.0 ** (1 / 7), 0.05 ** (1 / 7), 8) ** 7
 IRREGULAR = np.array([30.0, 29.0, 11.0, 2.0, 0.8, 0.79])
 UNIFORM = np.linspace(4.0, 0.5, 8)
-LINEAR = {
-    "ddim": ddim(),
-    "heun": heun(),
-    "dpmpp_2m": dpmpp_2m(),
-    "ipndm": ipndm(4),
-    "momentum": momentum(0.4),
-    "nesterov": nesterov(0.3),
-    "optax.ema": from_transformation(optax.ema(0.5, debias=False)),
-    "optax.trace": from_transformation(optax.trace(0.5)),
+MAKE_LINEAR = {
+    "ddim": ddim,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "ipndm": lambda: ipndm(4),
+    "momentum": lambda: momentum(0.4),
+    "nesterov": lambda: nesterov(0.3),
+    "optax.ema": lambda: from_transformation(optax.ema(0.5, debias=False)),
+    "optax.trace": lambda: from_transformation(optax.trace(0.5)),
 }
+LINEAR = {name: make() for name, make in MAKE_LINEAR.items()}
 
 
 @pytest.fixture(scope="module")
 def problem():
     return mixture(modes=3, dim=4)
-
-
-def every_yaml():
-    for path in sorted(CONF.glob("*.yaml")):
-        config = OmegaConf.load(path)
-        if not OmegaConf.missing_keys(config):
-            yield path.stem, config
 
 
 def there_and_back(problem, found):
@@ -94,7 +88,7 @@ def test_there_and_back_is_the_sampler_itself(problem):
 @pytest.mark.slow
 def test_there_and_back_is_every_yaml_that_is_linear(problem):
     levels, found = jnp.asarray(IRREGULAR), {}
-    for name, config in every_yaml():
+    for name, config in yamls.composed("sampler").items():
         sampler = hydra.utils.instantiate(config)
         try:
             found[name] = (sampler, coefficients(sampler, levels))
@@ -120,18 +114,34 @@ def test_a_matrix_comes_back_from_its_sampler():
 
 
 NONLINEAR = {
-    "normalized": from_transformation(optax.normalize_by_update_norm()),
-    "sign": from_transformation(optax.scale_by_sign()),
-    "Adam": from_transformation(optax.scale_by_adam()),
-    "clipped": from_transformation(optax.clip_by_global_norm(5.0)),
-    "noisy": ancestral(),
+    "normalized": lambda: from_transformation(optax.normalize_by_update_norm()),
+    "sign": lambda: from_transformation(optax.scale_by_sign()),
+    "Adam": lambda: from_transformation(optax.scale_by_adam()),
+    "clipped": lambda: from_transformation(optax.clip_by_global_norm(5.0)),
+    "noisy": ancestral,
 }
 
 
+@pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("name", NONLINEAR)
-def test_what_is_not_linear_is_said_to_be_so(name):
-    with pytest.raises(NotLinear, match="of its length away"):
-        coefficients(NONLINEAR[name], jnp.asarray(KARRAS))
+def test_what_is_not_linear_is_said_to_be_so(name, double):
+    with jax.enable_x64(double), pytest.raises(NotLinear, match="of its length away"):
+        coefficients(NONLINEAR[name](), jnp.asarray(KARRAS, float))
+
+
+@pytest.mark.parametrize("name", MAKE_LINEAR)
+def test_a_matrix_in_single_precision_is_that_in_double(name):
+    """On EDM's own levels, with the tolerances of the type."""
+    exact = coefficients(LINEAR[name], karras(variance_exploding(), 8))
+    with jax.enable_x64(False):
+        levels = karras(variance_exploding(), 8)
+        matrix = coefficients(MAKE_LINEAR[name](), levels)
+        again = linear(matrix.gradients, matrix.points, matrix.start, evals=matrix.evals)
+        same = coefficients(again, levels)
+    assert matrix.gradients.dtype == same.gradients.dtype == np.float32
+    for a, b in ((matrix, exact), (same, matrix)):
+        np.testing.assert_allclose(a.gradients, b.gradients, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(orders(matrix), orders(exact))
 
 
 @pytest.mark.parametrize("name", LINEAR)

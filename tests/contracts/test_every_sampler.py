@@ -114,14 +114,26 @@ def test_a_level_per_sample_is_as_good_as_one_for_all(sampler, setting):
     assert trace.sigma.shape == (6, 8)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_samples_keep_their_type(sampler, setting, dtype):
+def test_a_run_as_in_production_is_that_in_double(sampler, sampler_in_float32, setting):
+    """With everything in float32: network, levels, the sampler's own tables."""
+    exact, _ = run(sampler, setting)
+    with jax.enable_x64(False):
+        single = jax.tree.map(_single, setting)
+        x0, trace = run(sampler_in_float32, single)
+    assert x0.dtype == trace.sigma.dtype == jnp.float32
+    np.testing.assert_allclose(x0, exact, atol=1e-3)
+
+
+def _single(a):
+    return jnp.asarray(a, jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def test_samples_keep_their_type(sampler, setting):
+    dtype = jnp.bfloat16
     x, cond = setting["x"].astype(dtype), setting["cond"].astype(dtype)
     x0, _ = run(sampler, setting, x=x, cond=cond)
     assert x0.dtype == dtype
     assert jnp.isfinite(x0).all()
-    if dtype == jnp.float32:
-        np.testing.assert_allclose(x0, run(sampler, setting)[0], atol=1e-3)
 
     # A scan refuses a carry whose types change, and is traced here without being compiled.
     def scan(problem, levels):
