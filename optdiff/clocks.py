@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optdiff.types import Clock, Levels, Samples, Sigma, expand, within
+from optdiff.types import Clock, Levels, Samples, Sigma, data_prediction, expand, within
 
 Signal = Callable[[Samples, Samples, Samples, Sigma], Float[Array, "b"]]
 """`signal(x0, x0_before, eps, sigma)`: how much a sample still has to do."""
@@ -69,7 +69,7 @@ def stopping(
 
     def next_level(state, x, eps, i):
         sigma = levels[state.at]
-        x0 = (x - expand(sigma, x) * eps).astype(x.dtype)
+        x0 = data_prediction(x, eps, sigma)
         go = (signal(x0, state.x0, eps, sigma) >= below) | (sigma > from_level)
         at = jnp.minimum(state.at + go, len(levels) - 1)
         return levels[at], go, StoppingState(at, x0)

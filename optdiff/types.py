@@ -46,9 +46,10 @@ again, and each call is counted.
 class NoiseSchedule(NamedTuple):
     """The noise levels a model was trained on: sigma(t), its inverse, and the range they span.
 
-    `t` is whatever the model calls time (a training timestep, say); it has nothing to do with time.
-    A schedule is hashable, so that problems carry it as static data; `sigma_max` may be infinite
-    (zero terminal SNR, flow models), and then grids need a cap.
+    `t(sigma)` is the number by which the model is told the level sigma: a timestep from 0 to 999 in
+    most, from 0 to 1 in flow models. It rises with sigma. A schedule is hashable, so that problems
+    carry it as static data; `sigma_max` may be infinite (zero terminal SNR, flow models), and then
+    grids need a cap.
     """
 
     sigma: Callable[[Array], Array]
@@ -148,6 +149,15 @@ def expand(scalar: Array, x: Samples) -> Array:
     """
     scalar = jnp.asarray(scalar)
     return scalar.reshape(scalar.shape + (1,) * (x.ndim - 1)) if scalar.ndim else scalar
+
+
+def data_prediction(x: Samples, eps: Samples, sigma: Sigma) -> Samples:
+    """`D = x - sigma eps`, what the gradient at x says of the data, in the type of x.
+
+    >>> data_prediction(jnp.array([[3.0]]), jnp.array([[1.0]]), jnp.array(2.0)).item()
+    1.0
+    """
+    return (x - expand(sigma, x) * eps).astype(x.dtype)
 
 
 def within(**ranges: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -111,19 +111,23 @@ def _quantiles(
     log_cdf: Callable[[np.ndarray], np.ndarray],
     lower_quantile: Callable[[np.ndarray], np.ndarray],
 ) -> Levels:
-    """Levels at the quantiles of `log sigma`, whose distribution is symmetric about its mean.
+    """Levels at evenly spaced quantiles of `log sigma`, whose distribution is symmetric.
 
-    From the lower tail below the median, from the upper one above it: the range may reach further
-    into either than `1 - p` can tell from 1. And in logarithms, for p itself may be too small.
+    Between the ends of the range the distribution function rises evenly, from that of the lowest
+    level to that of the highest. It is followed from the tail that is smaller, for near the other
+    `1 - p` cannot be told from 1; and in logarithms, for the smaller one may underflow.
 
-    Args: `lower_quantile` takes the logarithm of p, below that of a half.
+    Args:
+      mean, scale: of `log sigma = mean + scale z`.
+      log_cdf: `log P(Z < z)`.
+      lower_quantile: z from `log P(Z < z)`, below the median.
     """
-    ends = (np.log([high, low]) - mean) / scale
-    with np.errstate(divide="ignore"):  # at the ends one share is zero
-        shares = np.log([np.linspace(1, 0, n), np.linspace(0, 1, n)])
-    below, above = (np.logaddexp.reduce(shares + log_cdf(z)[:, None]) for z in (ends, -ends))
-    lower = below < above
-    z = lower_quantile(np.where(lower, below, above))
-    levels = np.exp(mean + scale * np.where(lower, z, -z))
+    highest, lowest = (np.log([high, low]) - mean) / scale
+    with np.errstate(divide="ignore"):  # at each end the other's share is zero
+        of_highest, of_lowest = np.log([np.linspace(1, 0, n), np.linspace(0, 1, n)])
+    below = np.logaddexp(of_highest + log_cdf(highest), of_lowest + log_cdf(lowest))
+    above = np.logaddexp(of_highest + log_cdf(-highest), of_lowest + log_cdf(-lowest))
+    z = lower_quantile(np.minimum(below, above))
+    levels = np.exp(mean + scale * np.where(below < above, z, -z))
     levels[-1], levels[0] = low, high
     return decreasing(levels)

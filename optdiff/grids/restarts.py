@@ -41,12 +41,13 @@ def restart_levels(
             f"levels from {values[0]:.4g} to {values[-1]:.4g} do not pass t_min = {t_min}: choose "
             "an interval within them"
         )
-    again = np.linspace(t_max ** (1 / 7), t_min ** (1 / 7), steps + 1)[:-1] ** 7
-    again[0] = t_max
-    ends = np.array([[t_min], [t_max]])
-    others = values[(np.abs(values - ends) > SAME_LEVEL * ends).all(axis=0) | (values == values[0])]
+    once = np.linspace(t_max ** (1 / 7), t_min ** (1 / 7), steps + 1)[:-1] ** 7
+    once[0] = t_max
+    at_an_end = np.isclose(values[:, None], [t_min, t_max], rtol=SAME_LEVEL, atol=0).any(axis=1)
+    at_an_end[0] = False  # where sampling starts
+    others = values[~at_an_end]
     above, below = others[others > t_min], others[others < t_min]
-    return jnp.asarray(np.concatenate([above, np.tile(again, count), [t_min], below]), levels.dtype)
+    return jnp.asarray(np.concatenate([above, np.tile(once, count), [t_min], below]), levels.dtype)
 
 
 @within(t_min="(0, inf)", t_max="(0, inf)", count="[0, inf)", steps="[1, inf)")
@@ -85,10 +86,11 @@ def with_restarts(
     count = min(count, (n // 2 - 1) // steps)
     if count < 1:
         return grid(schedule, n)
-    # Levels of the grid at t_min or t_max are left out, and others take their places.
-    rest = n - count * steps - 1
-    found = (
-        restart_levels(grid(schedule, own), t_min, t_max, count=count, steps=steps)
-        for own in range(rest, rest + 3)
+    # What the restarts and t_min leave is the grid's. Its levels at t_min and t_max are left out,
+    # and up to two more take their places.
+    own = n - count * steps - 1
+    candidates = (
+        restart_levels(grid(schedule, own + more), t_min, t_max, count=count, steps=steps)
+        for more in range(3)
     )
-    return list(takewhile(lambda levels: len(levels) <= n, found))[-1]
+    return list(takewhile(lambda levels: len(levels) <= n, candidates))[-1]

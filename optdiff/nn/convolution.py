@@ -1,12 +1,12 @@
 """Convolutions, NHWC with HWIO kernels: XLA's own, and on a CPU fewer multiplications.
 
 This file owns how a convolution is computed and nothing else; parameters belong to `layers.py`.
-An accelerator's library chooses its own algorithm. XLA's for the CPU does not. On large images it
-multiplies at full speed, so the way to be faster is to multiply less, by Winograd's short
-convolutions and by not computing with the copies that nearest-neighbour upsampling makes. On small
-ones it reaches a third of the speed of XLA's own matrix products, so those are used. The results
-are the same to rounding. Which way is taken is settled by shape when a program is traced, and by
-platform when it is lowered.
+On an accelerator the library chooses the algorithm, and nothing is done here. On a CPU there are
+three ways besides XLA's own convolution, all with the same result to rounding:
+- Winograd's short convolutions, for many channels of large images: fewer multiplications;
+- folded upsampling, which does not compute with the copies that nearest-neighbour makes;
+- windows side by side in one matrix product, for small images: three times XLA's speed there.
+The shape decides when a program is traced, the platform when it is lowered.
 """
 
 import functools

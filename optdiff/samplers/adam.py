@@ -92,11 +92,11 @@ class ScaleByRadamState(NamedTuple):
     v: Samples
 
 
-@within(b1="[0, 1)", b2="[0, 1)", eps="[0, inf)")
+@within(b1="[0, 1)", b2="[0, 1)", epsilon="[0, inf)")
 def scale_by_radam(
     b1: float | Float[Array, ""] = 0.9,
     b2: float | Float[Array, ""] | Float[Array, "b"] = 0.999,
-    eps: float = 1e-8,
+    epsilon: float = 1e-8,
     threshold: float = 5.0,
 ) -> Sampler:
     """Link: rectified Adam (arXiv 1908.03265, algorithm 2), elementwise, as `optax.scale_by_radam`.
@@ -107,7 +107,7 @@ def scale_by_radam(
     Args:
       b1: memory of the direction.
       b2: memory of its square, whose length `2 / (1 - b2) - 1` bounds the number of squares known.
-      eps: added to the root of the square.
+      epsilon: added to the root of the square.
       threshold: how many squares must be known before they are used.
 
     >>> scaled = scale_by_radam(b2=0.9)
@@ -127,7 +127,7 @@ def scale_by_radam(
         enough = known >= threshold
         share = jnp.where(enough, known, known_at_last)
         factor = jnp.sqrt(_rectifier(share) / _rectifier(known_at_last)) / (1.0 - b1**count)
-        root = jnp.sqrt(v / expand(1.0 - b2**count, v)) + eps
+        root = jnp.sqrt(v / expand(1.0 - b2**count, v)) + epsilon
         direction = jnp.where(
             expand(enough, m),
             weighted_sum((factor, m / root)),

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from optdiff.samplers.ddim import ddim
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.renoise import renoise
-from optdiff.types import NoiseSchedule, Sampler, Sigma, expand, within
+from optdiff.types import NoiseSchedule, Sampler, Sigma, data_prediction, within
 
 Boundary = Callable[[Sigma], tuple[Array, Array]]
 """`boundary(sigma) -> (c_skip, c_out)`: the model's answer is `c_skip x + c_out D(x, sigma)`."""
@@ -34,7 +34,7 @@ def lcm(boundary: Boundary | None = None) -> Sampler:
 
     def jump(eps, state, x, *, sigma, **unused):
         c_skip, c_out = boundary(sigma)
-        x0 = (x - expand(sigma, x) * eps).astype(x.dtype)
+        x0 = data_prediction(x, eps, sigma)
         return weighted_sum((c_skip - 1, x), (c_out, x0)), state
 
     answer = optax.GradientTransformationExtraArgs(optax.init_empty_state, jump)

@@ -3,18 +3,16 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.lms import lms
-from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
+from optdiff.samplers.multistep import History, gauss, order_of_step, polynomial_weights
 from optdiff.types import Sampler, Sigma, within
 
-# On [0, 1]; 32 nodes integrate polynomials of degree 63 exactly, hence over the logarithm of a
-# step what is analytic in it to rounding.
-_NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(32) + np.array([[1.0], [0.0]])) / 2
+# Over the logarithm of a step, what is analytic in it to rounding.
+_NODES, _WEIGHTS = gauss(32)
 
 Time = Callable[[Sigma], Array]
 """A smooth, monotone function of the level."""

@@ -1,9 +1,10 @@
-"""How a gradient becomes a step: the reading, the step rule, and the door for optax.
+"""How a gradient becomes a step, and how any optax transformation becomes a sampler.
 
-One prediction can be read as three gradients, `eps`, `residual` or `score`. A transformation with
-memory, or one that normalizes, acts differently on each, so the reading is always explicit. This
-file owns the readings, the rules that turn a descent direction into dx, the per-sample wrapping,
-and `from_transformation` / `from_optimizer`, through which any optax transformation is a sampler.
+The denoiser's answer gives three gradients of the same direction and different length, `eps`,
+`residual = sigma eps` and `-score = eps / sigma`. A transformation with memory, or one that
+normalizes, gives another result for each, so the choice (the reading) is always explicit. This file
+owns the readings, the rules for how far a step goes along a direction, the per-sample wrapping, and
+`from_transformation` and `from_optimizer`.
 """
 
 from collections.abc import Callable
@@ -18,38 +19,37 @@ from optdiff.keys import own_keys
 from optdiff.types import Sampler, Samples, Sigma, expand
 
 Reading = Callable[[Sigma], Array]
-"""The factor by which a reading of the gradient exceeds eps at a noise level."""
+"""`reading(sigma)`: what eps is multiplied by to give the gradient that is read."""
 
 StepRule = Callable[[Reading, Sigma, Sigma], Array]
 """`rule(reading, sigma, sigma_next)`: how far to go along a descent direction."""
 
 
 def eps(sigma: Sigma) -> Array:
-    """Read the unit-noise direction `eps = (x - D) / sigma`: every level looks alike."""
+    """Read `eps = (x - D) / sigma`, whose mean square is about 1 where there is much noise."""
     return jnp.ones_like(sigma)
 
 
 def residual(sigma: Sigma) -> Array:
     """Read `x - D = sigma eps`, the gradient of half the squared smoothed distance to the data
-    (arXiv 2306.04848, section 3): gradients shrink as the samples come closer."""
+    (arXiv 2306.04848, section 3): in proportion to the noise."""
     return jnp.asarray(sigma)
 
 
 def score(sigma: Sigma) -> Array:
-    """Read `-score = eps / sigma`, the gradient of `-log p_sigma`: gradients grow as noise falls.
-
-    The sign is turned so that, like every reading, it points away from the data."""
+    """Read `-score = eps / sigma`, the gradient of `-log p_sigma`: in inverse proportion to the
+    noise. Its sign is that of the other readings: descent leads to the data."""
     return 1.0 / jnp.asarray(sigma)
 
 
 def anneal(reading: Reading, sigma: Sigma, sigma_next: Sigma) -> Array:
-    """The step that takes the noise from sigma to sigma_next, `(sigma - sigma_next) / reading`:
-    along the plain gradient it is DDIM, whichever reading."""
+    """`(sigma - sigma_next) / reading(sigma)`: along the gradient itself, in any reading, it takes
+    the noise from sigma to sigma_next, which is DDIM."""
     return (sigma - sigma_next) / reading(sigma)
 
 
 def constant(reading: Reading, sigma: Sigma, sigma_next: Sigma) -> Array:
-    """The optimizer's own learning rate and nothing else: the levels do not scale the step."""
+    """1: the optimizer's learning rate alone says how far a step goes, and the levels do not."""
     return jnp.ones_like(sigma)
 
 
@@ -197,7 +197,8 @@ def _wide(x: Samples) -> Samples:
 
 
 def _batched(eps_fn: Callable[[Samples, Sigma], Samples] | None) -> Callable[..., Any]:
-    """`eps_fn` as seen from inside a vmap over samples: one call evaluates them all."""
+    """`eps_fn` for use inside a vmap over samples, where one call evaluates the whole batch: for
+    transformations that evaluate again, as `per_sample(heun())` or a line search does."""
 
     @jax.custom_batching.custom_vmap
     def one(x, sigma):

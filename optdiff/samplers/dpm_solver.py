@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.dpmpp import exponential_moments
 from optdiff.samplers.renoise import ancestral_down, renoise
-from optdiff.types import Sampler, expand, within
+from optdiff.types import Sampler, data_prediction, within
 
 
 def dpm2() -> Sampler:
@@ -65,7 +65,7 @@ def dpmpp_2s(r: float = 0.5) -> Sampler:
 
     def update(eps, state, x, *, sigma, sigma_next, eps_fn, **unused):
         q = sigma_next / sigma
-        x0 = _data(x, eps, sigma)
+        x0 = data_prediction(x, eps, sigma)
         ahead = _look(eps_fn, (q**r, x), (1 - q**r, x0), level=sigma * q**r)
         return weighted_sum(
             (q - 1, x), ((1 - q) * (1 - 1 / (2 * r)), x0), ((1 - q) / (2 * r), ahead)
@@ -106,7 +106,7 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
 
     def update(eps, state, x, *, sigma, sigma_next, eps_fn, **unused):
         h = jnp.log(sigma / sigma_next)
-        x0 = _data(x, eps, sigma)
+        x0 = data_prediction(x, eps, sigma)
 
         def terms(part, ahead=None, at=None):
             """The terms of `x + dx` after a part of the step, with the slope seen at another."""
@@ -125,12 +125,7 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def _data(x, eps, level):
-    """`D = x - level eps`."""
-    return (x - expand(level, x) * eps).astype(x.dtype)
-
-
 def _look(eps_fn, *terms, level):
     """The data prediction at `level`, where these terms lead."""
     ahead = weighted_sum(*terms)
-    return _data(ahead, eps_fn(ahead, level), level)
+    return data_prediction(ahead, eps_fn(ahead, level), level)

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
-from optdiff.types import Sampler, expand
+from optdiff.samplers.multistep import History, gauss, order_of_step, polynomial_weights
+from optdiff.types import Sampler, data_prediction
 
 SlopeRule = Callable[[Array, Array], Array]
 """`rule(h, rate)`: what a slope of 1 in log SNR adds to a step of h, over the rate."""
@@ -109,7 +109,7 @@ def dpmpp_multistep(
         return History.empty(x, order - 1)
 
     def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
-        past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
+        past = state.and_now(data_prediction(x, eps, sigma), sigma)
         used = at_order(past.count, steps_left)
         h = jnp.log(sigma / sigma_next) / rate
         constant, exact, square = exponential_moments(h, 3, rate)
@@ -122,7 +122,7 @@ def dpmpp_multistep(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-_NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(8) + np.array([[1.0], [0.0]])) / 2  # on [0, 1]
+_NODES, _WEIGHTS = gauss(8)
 
 
 @partial(jax.jit, static_argnames="count")
@@ -130,7 +130,7 @@ def exponential_moments(h: Array, count: int, rate: Array | float = 1.0) -> list
     """Integrals of `e^{rate (s - h)} s^k` from 0 to h, for k below count: what a polynomial in
     log SNR contributes to a step.
 
-    >>> [moment.round(4).item() for moment in exponential_moments(jnp.array(1.0), 2)]
+    >>> [round(moment.item(), 4) for moment in exponential_moments(jnp.array(1.0), 2)]
     [0.6321, 0.3679]
     """
     z = rate * h

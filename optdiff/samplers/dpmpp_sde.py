@@ -19,7 +19,7 @@ from optdiff.samplers.renoise import (
     split,
     standard_normal,
 )
-from optdiff.types import Sampler, expand, within
+from optdiff.types import Sampler, data_prediction, within
 
 
 @within(eta="[0, inf)", s_noise="[0, inf)")
@@ -109,7 +109,7 @@ def dpmpp_sde(
         below = down(sigma, middle)
         noise = s_noise * gap(middle, below)
         ahead = x + weighted_sum((below - sigma, eps), (noise, before))
-        x0 = (ahead - expand(middle, x) * eps_fn(ahead, middle)).astype(x.dtype)
+        x0 = data_prediction(ahead, eps_fn(ahead, middle), middle)
 
         below = down(sigma, sigma_next)
         noise = s_noise * gap(sigma_next, below)

@@ -3,19 +3,18 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from optdiff.samplers.directions import weighted_sum
-from optdiff.samplers.multistep import History
+from optdiff.samplers.multistep import History, gauss
 from optdiff.samplers.renoise import gap, split, standard_normal
-from optdiff.types import Sampler, expand, within
+from optdiff.types import Sampler, data_prediction, within
 
 NoiseScale = Callable[[Array], Array]
 """phi(sigma): how the solution forgets, `phi(sigma')/phi(sigma)` from one level to another."""
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+_NODES, _WEIGHTS = gauss(24)
 
 
 @within(eta="[0, inf)")
@@ -76,7 +75,7 @@ def er_sde(
         return History.empty(x, 2)
 
     def update(eps, state, x, *, sigma, sigma_next, key, **unused):
-        past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
+        past = state.and_now(data_prediction(x, eps, sigma), sigma)
         r = noise_scale(sigma_next) / noise_scale(sigma)
         c_1, c_2 = _integrals(noise_scale, sigma, sigma_next)
         now, before, earlier = past.sigmas
@@ -105,9 +104,9 @@ def _integrals(phi, sigma, sigma_next):
     axes = (1,) * jnp.ndim(sigma_next - sigma)
     nodes, weights = _NODES.reshape(-1, *axes), _WEIGHTS.reshape(-1, *axes)
     start, stop = jnp.asarray(sigma)[None], jnp.asarray(sigma_next)[None]
-    half = jnp.log(start / stop) / 2
-    s = stop * jnp.exp(half * (nodes + 1))
-    kernel = weights * half * s * (phi(stop) / phi(s))
+    length = jnp.log(start / stop)
+    s = stop * jnp.exp(length * nodes)
+    kernel = weights * length * s * (phi(stop) / phi(s))
     first, second = jnp.sum(kernel, axis=0), jnp.sum(kernel * (s - start), axis=0)
     step = sigma_next - sigma
     return step + first, step**2 / 2 + second

@@ -78,6 +78,16 @@ def order_of_step(
     return at
 
 
+def gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss-Legendre on [0, 1], exact for polynomials of degree 2 count - 1.
+
+    >>> [array.round(4).tolist() for array in gauss(2)]
+    [[0.2113, 0.7887], [0.5, 0.5]]
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return (nodes + 1) / 2, weights / 2
+
+
 @jax.jit  # a hundred operations on a few numbers, which one by one would cost more than they do
 def polynomial_weights(
     nodes: Sequence[Array | float],
@@ -102,27 +112,38 @@ def polynomial_weights(
     n = len(nodes)
     *values, order = jnp.broadcast_arrays(*nodes, *moments[:n], order)
     s, moments = jnp.stack(values[:n]), jnp.stack(values[n:])
+    axes, index = (1,) * order.ndim, np.arange(n)
+    # Tables over (term, node, ...): term k is an integral times `sum_j f_j / gaps_kj`, j up to k.
+    integrals, gaps = _newton_integrals(s, moments)[:, None], _gaps(s)
+    present = np.tri(n, dtype=bool).reshape(n, n, *axes)
+    rounding = jnp.abs(integrals) * jnp.finfo(gaps.dtype).eps
+    sound = (gaps != 0) & (rounding <= jnp.abs(moments[:1][None] * gaps))
+    sound = jnp.cumprod(jnp.all(sound | ~present, axis=1), axis=0) > 0  # this term and all before
+    wanted = index.reshape(n, *axes) < order[None]
+    counts = present & (sound & wanted)[:, None]
+    return jnp.sum(jnp.where(counts, integrals / jnp.where(counts, gaps, 1.0), 0.0), axis=0)
 
-    def to_columns(table):
-        return np.reshape(table, table.shape + (1,) * order.ndim)
 
-    index = np.arange(n)
-    gaps, newton, terms = jnp.ones_like(s)[None], jnp.ones_like(s) * to_columns(index == 0), []
-    for i in range(n):
-        terms.append(newton)  # the coefficients of prod (s - s_j), j < i
-        newton = jnp.concatenate([jnp.zeros_like(s[:1]), newton[:-1]]) - s[i][None] * newton
-        # What f_j is divided by in term k: the product of its gaps to the other nodes up to k.
-        among = to_columns((i <= index)[:, None] & (i != index)[None])
-        gaps = gaps * jnp.where(among, (s - s[i][None])[None], 1.0)
-    present = to_columns(np.tri(n, dtype=bool))
-    integrals = jnp.sum(jnp.stack(terms) * moments[None], axis=1)
-    rounding = jnp.abs(integrals)[:, None] * jnp.finfo(gaps.dtype).eps
-    heard = (gaps != 0) & (rounding <= jnp.abs(moments[:1][None] * gaps))
-    says = jnp.cumprod(jnp.all(heard | ~present, axis=1), axis=0) > 0
-    counts = present & (says & (to_columns(index) < order[None]))[:, None]
-    return jnp.sum(
-        jnp.where(counts, integrals[:, None] / jnp.where(counts, gaps, 1.0), 0.0), axis=0
-    )
+def _newton_integrals(s: Array, moments: Array) -> Float[Array, "term ..."]:
+    """Integrals of `kernel(s) prod_{j < k} (s - s_j)`, for k below the number of nodes."""
+    polynomial = jnp.zeros_like(s).at[0].set(1.0)  # the product's coefficients of s^0, s^1, ...
+    integrals = []
+    for node in s:
+        integrals.append(jnp.sum(polynomial * moments, axis=0))
+        times_s = jnp.concatenate([jnp.zeros_like(s[:1]), polynomial[:-1]])
+        polynomial = times_s - node[None] * polynomial
+    return jnp.stack(integrals)
+
+
+def _gaps(s: Array) -> Float[Array, "term node ..."]:
+    """`prod_{i <= k, i != j} (s_j - s_i)`: f_j is divided by it in the k-th divided difference."""
+    index = np.arange(len(s))
+    gaps = jnp.ones_like(s)[None]
+    for i, node in enumerate(s):
+        among = (i <= index)[:, None] & (i != index)[None]
+        among = among.reshape(*among.shape, *(1,) * node.ndim)
+        gaps = gaps * jnp.where(among, (s - node[None])[None], 1.0)
+    return gaps
 
 
 ADAMS_BASHFORTH = (

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from optdiff.samplers.directions import weighted_sum
 from optdiff.samplers.dpmpp import exponential_moments
 from optdiff.samplers.multistep import History, order_of_step, polynomial_weights
-from optdiff.types import Sampler, Sigma, expand
+from optdiff.types import Sampler, Sigma, data_prediction
 
 B = Callable[[Array], Array]
 """UniPC's B, a function of `-h` that is `-h` plus terms of second order."""
@@ -118,7 +118,7 @@ def exponential_adams(
         return jnp.where(past.count > 1, change, 0.0)
 
     def update(eps, state, x, *, sigma, sigma_next, steps_left, **unused):
-        past = state.and_now((x - expand(sigma, x) * eps).astype(x.dtype), sigma)
+        past = state.and_now(data_prediction(x, eps, sigma), sigma)
         order = order_before(past.count, steps_left)
         total = weights(past.sigmas[:predictor], sigma, sigma_next, order)
         lost = jnp.expm1(-(1 + tau(sigma) ** 2) * jnp.log(sigma / sigma_next))  # of x, negative
