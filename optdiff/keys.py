@@ -14,6 +14,11 @@ from jaxtyping import Array, Key, PyTree
 
 from optdiff.types import Keys
 
+REFERENCE, FLOOR, CONDITION, COPY, REAL = (2**31 - k for k in (1, 2, 3, 4, 5))
+"""Folded into a sample's key (or a seed, for COPY) for draws that are no step of a trajectory: real
+data, a floor's, its condition, images that are made again, noise and kind of real digits. No run
+has as many steps."""
+
 
 def seed_key(seed: int) -> Key[Array, ""]:
     """The key of a seed: `jax.random.key(seed)` of all 64 bits, whether JAX has 64 bits or not,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optdiff.analysis.measuring import Measured, Metrics, attribute, check, comparing, score, wants
+from optdiff.keys import FLOOR, REFERENCE
 from optdiff.sample import Trace, sample, sample_keys, start
 from optdiff.types import Cond, Grid, Levels, Problem, Sampler, Samples
 
@@ -72,10 +73,10 @@ def setting(
     keys = sample_keys(seed, samples)
     cond = problem.condition(keys)
     wanted = any("reference" in wants(metric) for metric in metrics.values())
-    reference = problem.reference(_tagged(keys, "reference"), cond) if wanted else None
+    reference = problem.reference(_tagged(keys, REFERENCE), cond) if wanted else None
     floor, refused = {}, {}
     if (target := attribute(problem, "target")) is not None:
-        good = Measured(problem, target(_tagged(keys, "floor"), cond), reference, cond)
+        good = Measured(problem, target(_tagged(keys, FLOOR), cond), reference, cond)
         floor, _, refused = score(comparing(metrics), good)
     exact = jnp.asarray(
         remember(lambda: _exact(problem, sigma, seed, samples, batch, solver)), float
@@ -130,9 +131,8 @@ def _exact(problem, sigma, seed, samples, batch, solver) -> Samples:
     return x0
 
 
-_TAGS = {"reference": 2**31 - 1, "floor": 2**31 - 2}  # never a step's index
 _fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
 
 
-def _tagged(keys, purpose):
-    return _fold_in(keys, _TAGS[purpose])
+def _tagged(keys, tag):
+    return _fold_in(keys, tag)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from optdiff.data.captioned_digits import COLOURS, SIZES, Attributes, draw, render, strokes
 from optdiff.data.captions import HELD_OUT, TRAINED, captions, tells
 from optdiff.denoisers import Guided
-from optdiff.keys import checked_seed, seed_key
+from optdiff.keys import COPY, checked_seed, seed_key
 from optdiff.nn.checkpoint import Pipeline, load, load_module
 from optdiff.nn.clip.images import to_clip
 from optdiff.nn.clip.tokenizer import tokenize
@@ -33,8 +33,6 @@ SHIPPED = Path(__file__).parents[1] / "pretrained" / "digits"
 
 LEARNT_PICTURES = 20_000
 """Pictures that stand for the training strokes: each some ten times, turned and sheared anew."""
-
-_REDRAWN = 2**31 - 4  # draws images that are reconstructed, and copies; no seed of samples
 
 
 @partial(
@@ -118,13 +116,13 @@ class CaptionedDigits:
     def reconstructions(self, cond: Cond) -> Samples:
         """Other such images after the autoencoder, the same at each call: the best that any sampler
         can do."""
-        keys = jax.random.split(jax.random.key(_REDRAWN), len(cond["ids"]))
+        keys = jax.random.split(jax.random.key(COPY), len(cond["ids"]))
         return self.decode(self.encode(self.reference(keys, cond)))
 
     def copies(self, cond: Cond) -> Samples:
         """Images of conditions by strokes that the model learnt from, turned and sheared anew, the
         same at each call: what a generator that remembers would show."""
-        keys = jax.random.split(jax.random.key(_REDRAWN), len(cond["ids"]))
+        keys = jax.random.split(jax.random.key(COPY), len(cond["ids"]))
         learnt = jnp.asarray(strokes("generator"))
         return render(keys, Attributes(**cond["attributes"]), learnt, self.side)
 

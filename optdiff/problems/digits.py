@@ -15,15 +15,12 @@ from jaxtyping import Array, Float, Int
 
 from optdiff.data.digits import digits as handwritten
 from optdiff.denoisers import Guided
-from optdiff.keys import fold_in
+from optdiff.keys import CONDITION, REAL, fold_in
 from optdiff.noise import variance_exploding
 from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand, within
 
 ANY_DIGIT = np.ones(10, np.float32)
 """The unconditional condition: every digit has weight one."""
-
-_CONDITION = 2**31 - 3  # what draws a condition from a sample's key; no step has this index
-_REFERENCE = 2**31 - 5  # likewise, noise and kind of real digits
 
 
 @partial(
@@ -49,7 +46,7 @@ class Digits:
         """A digit for each sample, one-hot, if the problem is conditional."""
         if not self.conditional:
             return None
-        keys = fold_in(keys, _CONDITION)
+        keys = fold_in(keys, CONDITION)
         kinds = jax.vmap(lambda key: jax.random.randint(key, (), 0, 10))(keys)
         return jax.nn.one_hot(kinds, 10)
 
@@ -102,7 +99,7 @@ class Digits:
             raise ValueError(f"{len(keys)} digits asked for, {len(self.held_out)} were held out")
         order = np.asarray(jax.random.permutation(keys[0], len(self.held_out)))
         # The first key has drawn the order; what each sample draws comes from another.
-        noise_key, kind_key = jax.vmap(jax.random.split, out_axes=1)(fold_in(keys, _REFERENCE))
+        noise_key, kind_key = jax.vmap(jax.random.split, out_axes=1)(fold_in(keys, REAL))
         if cond is None:
             chosen = order[: len(keys)]
         else:

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from optdiff.denoisers import ScalingFn, precondition
+from optdiff.keys import CONDITION
 from optdiff.nn.network import Network
 from optdiff.scheduler_config import SchedulerConfig
 from optdiff.types import Cond, Keys, NoiseSchedule, Samples, Sigma, expand
 
 PIXELS_AT_ONCE = 2**20
 """What the autoencoder works on at a time: four images of 512 x 512."""
-
-_TAG = 2**31 - 3  # draws the prompts; never a step's index
 
 
 @partial(
@@ -112,7 +111,9 @@ def drawn(prompts: Cond, keys: Keys) -> Cond:
     (5, 7)
     """
     count = len(jax.tree.leaves(prompts)[0])
-    draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _TAG), (), 0, count))
+    draw = jax.vmap(
+        lambda key: jax.random.randint(jax.random.fold_in(key, CONDITION), (), 0, count)
+    )
     rows = draw(keys)
     return jax.tree.map(lambda leaf: leaf[rows], prompts)
 
