@@ -31,9 +31,9 @@ SAMPLERS = Path(__file__).parents[1] / "conf" / "sampler"
 STDS = np.geomspace(0.01, 10.0, 31)  # of the Gaussian data on which stability is looked at
 
 
-def configurations(variants: dict) -> dict[str, dict]:
-    """Every sampler yaml that is complete, and the variants, by name."""
-    names = sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
+def configurations(names: list[str] | None, variants: dict) -> dict[str, dict]:
+    """Every sampler yaml that is complete, or those of these names, and the variants, by name."""
+    names = sorted(path.stem for path in SAMPLERS.glob("*.yaml")) if names is None else names
     composed = hydra.compose(overrides=[f"+sampler@{name}={name}" for name in names])
     samplers = {name: composed[name] for name in names}
     samplers = {n: config for n, config in samplers.items() if not OmegaConf.missing_keys(config)}
@@ -130,7 +130,7 @@ def headed(config: DictConfig, body: str, groups: list[list[str]]) -> str:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="identities")
 def main(config: DictConfig) -> None:
     schedule = variance_exploding(config.sigma_min, config.sigma_max)
-    samplers = configurations(OmegaConf.to_container(config.variants))
+    samplers = configurations(config.samplers, OmegaConf.to_container(config.variants))
     with jax.enable_x64(True):
         levels = build(OmegaConf.to_container(config.grid))(schedule, config.levels)
         found, others = probe(samplers, jnp.asarray(levels, float))

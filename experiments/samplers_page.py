@@ -134,7 +134,7 @@ def page(samplers: dict[str, dict]) -> str:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="identities")
 def main(config: DictConfig) -> None:
-    write(Path("docs"), {"samplers.md": page(configurations({})).encode()})
+    write(Path("docs"), {"samplers.md": page(configurations(config.samplers, {})).encode()})
 
 
 if __name__ == "__main__":

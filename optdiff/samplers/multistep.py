@@ -57,14 +57,15 @@ def order_of_step(
       lower_below: lower only in runs of fewer levels than this. None: in all.
 
     Raises:
-      ValueError: if the last step would be of order 0.
+      ValueError: if either is below 1.
 
     >>> at = order_of_step(3, final_order=1)
     >>> [at(jnp.array(taken), 5 - taken).item() for taken in (1, 2, 3, 4)]
     [1, 2, 2, 1]
     """
-    if final_order is not None and final_order < 1:
-        raise ValueError(f"final_order is at least 1, or None, not {final_order}")
+    for name, value in {"final_order": final_order, "lower_below": lower_below}.items():
+        if value is not None and not value >= 1:
+            raise ValueError(f"{name} is at least 1, or None, not {value}")
 
     def at(count, steps_left):
         reached = jnp.minimum(count, order)
