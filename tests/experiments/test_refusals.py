@@ -67,7 +67,8 @@ def test_every_number_of_every_yaml_is_looked_at(group, config, path):
     assert refused(group, config, path, math.nan)
     if _at(config, (*path[:-1], "_target_")).startswith("optdiff."):
         far = (-1e30, 1e30, -math.inf, math.inf)
-        assert any(refused(group, config, path, value) for value in far)
+        advice = f"{'.'.join(path)} takes any number: say its range, with optdiff.types.within"
+        assert any(refused(group, config, path, value) for value in far), advice
 
 
 def _at(config, path):
