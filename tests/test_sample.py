@@ -212,7 +212,7 @@ def test_a_problem_that_is_no_pytree_is_told_how_to_be_one(mode, problem, levels
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "optimizer", [optax.lbfgs(), optax.polyak_sgd(), optax.contrib.momo(0.1)], ids=id
+    "optimizer", [optax.lbfgs(), optax.polyak_sgd(), optax.contrib.momo(0.1)], ids=range(3)
 )
 def test_optimizers_that_ask_for_a_loss_are_refused(mode, optimizer, problem, levels, keys, x):
     with pytest.raises(ValueError, match=r"no loss, and .* missing .*'value'"):

@@ -6,7 +6,6 @@ Numbers come from `cells` and from artifacts.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -18,8 +17,10 @@ from optdiff.report import dots
 from optdiff.report.cells import Board, Interval, astray
 from optdiff.report.frames import (
     INK,
+    LEFT,
     LINE,
     PALETTE,
+    WIDTH,
     End,
     Style,
     log_ticks,
@@ -30,6 +31,7 @@ from optdiff.report.frames import (
     scale_of,
     styles,
     title,
+    wrapped,
 )
 from optdiff.report.intervals import summary
 from optdiff.report.reading import higher_is_better, remark
@@ -61,8 +63,8 @@ def quality(board_list: Sequence[Board]) -> Figure:
         rest = board.metrics[1:]
         pairs = [rest[i : i + abreast] for i in range(0, len(rest), abreast)]
         tall = LINE * (len(board.methods) + 2)
-        rows.append((max(3.7, tall), partial(_lines, board, board.metrics[:1], 1, style)))
-        rows += [(max(2.2, tall), partial(_lines, board, some, abreast, style)) for some in pairs]
+        rows.append(_row(board, board.metrics[:1], 1, style, max(3.7, tall)))
+        rows += [_row(board, some, abreast, style, max(2.2, tall)) for some in pairs]
     figure, slots = page([height for height, _ in rows])
     for (_, draw), slot in zip(rows, slots, strict=True):
         draw(figure, slot)
@@ -96,18 +98,22 @@ def diagnostics(
     return figure
 
 
-def _lines(
-    board: Board,
-    metrics: Sequence[str],
-    abreast: int,
-    style: Mapping[str, Style],
-    figure: Figure,
-    slot: tuple[float, float],
-) -> None:
-    """A row of panels, so many abreast where there are enough metrics for it."""
-    for column, metric in enumerate(metrics):
-        axes = panel(figure, slot, column, abreast, margin(board.methods))
-        _quality_panel(axes, board, metric, style)
+def _row(
+    board: Board, metrics: Sequence[str], abreast: int, style: Mapping[str, Style], tall: float
+) -> tuple[float, dots.Draw]:
+    """A row of panels, so many abreast where there are enough metrics for it: its height in
+    inches with what the remarks above them take, and what draws it into a slot of a page."""
+    room = margin(board.methods)
+    width = WIDTH / abreast - LEFT - room
+    remarks = LINE * max(len(wrapped(remark(metric), width)) for metric in metrics)
+
+    def draw(figure: Figure, slot: tuple[float, float]) -> None:
+        bottom, height = slot
+        for column, metric in enumerate(metrics):
+            axes = panel(figure, (bottom, height - remarks), column, abreast, room)
+            _quality_panel(axes, board, metric, style)
+
+    return tall + remarks, draw
 
 
 def _quality_panel(axes: Axes, board: Board, metric: str, style: Mapping[str, Style]) -> None:

@@ -268,10 +268,8 @@ def log_ticks(axis: Axis) -> None:
 
 def title(axes: Axes, title: str, subtitle: str, remark: str = "") -> None:
     """A heading at the left, what to know of it in small grey below."""
-    small = POINTS - 1
-    room = 72 * (axes.bbox.width / axes.figure.dpi + margin([]))  # points
-    columns = int(room / (0.55 * small))
-    lines = [*textwrap.wrap(subtitle, columns), *textwrap.wrap(remark, columns)]
+    small, room = POINTS - 1, axes.bbox.width / axes.figure.dpi
+    lines = wrapped(subtitle, room) + wrapped(remark, room)
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     top = 7 + 1.2 * small * (len(lines) - 1)
     axes.annotate(
@@ -279,6 +277,11 @@ def title(axes: Axes, title: str, subtitle: str, remark: str = "") -> None:
     )
     for i, line in enumerate(lines):
         axes.annotate(line, (0, 1), (0, top - 1.2 * small * i), size=small, color=DIM, **place)
+
+
+def wrapped(text: str, width: float) -> list[str]:
+    """The small lines that a text takes over a panel of this width in inches."""
+    return textwrap.wrap(text, int(72 * (width + margin([])) / (0.55 * (POINTS - 1))))
 
 
 def margin(names: Sequence[str]) -> float:

@@ -75,8 +75,8 @@ def test_a_narrow_range_of_shares_has_numbers_on_its_axis(low, high):
 def test_long_subtitles_and_remarks_stay_in_their_panels(tmp_path):
     """A first panel, then two abreast whose subtitles fill several lines each."""
     for (sampler, scale), nfe in itertools.product({"a": 1, "b": 1, "c": 1e9}.items(), [4, 8]):
-        names = ["trajectory_error", "w2", "frechet", "other", "more"]
-        metrics = {name: scale / nfe for name in names}
+        metrics = dict.fromkeys(["trajectory_error", "w2", "frechet"], scale / nfe)
+        metrics |= {"precision": 1 - 1 / nfe, "recall": 0.9}
         append(tmp_path, job(sampler, nfe, metrics=metrics, floor={"w2": -1e-3, "frechet": -1.0}))
     for primary in ("trajectory_error", "w2"):
         figure = figures.quality(boards(load(tmp_path), primary))
