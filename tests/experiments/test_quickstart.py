@@ -36,7 +36,7 @@ def swept(experiment):
 def test_make_compare_is_on_text_to_image():
     config, params = swept("quickstart")
     assert config.problem["_target_"].endswith("captioned_digits.text_to_image")
-    assert config.problem.path is None and (config.samples, config.study) == (128, "quickstart")
+    assert config.problem.path is None and (config.samples, config.study) == (160, "quickstart")
     assert params["nfe"] == ["4", "8", "12", "20"]
     assert {"ddim", "dpmpp_2m", "momentum", "adam"} <= set(params["sampler"])
     assert len(params["sampler"]) >= 6
