@@ -1,6 +1,9 @@
 """What is wrong with a configuration, in words: the closest thing that exists."""
 
+import re
+from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import (
@@ -35,6 +38,16 @@ def explain(error: Exception) -> str:
         known = [str(key) for key in cause.parent_node if key != "hydra"]
         return f"there is no {cause.full_key!r}{closest(str(cause.key), known)}"
     return f"{type(error).__name__}: {error}"
+
+
+def as_overrides(words: str, group: str, config: Mapping[str, Any]) -> str:
+    """What the library says of its parameters, in the words of the command line.
+
+    >>> as_overrides("pass like=FOLDER", "problem", {"like": None})
+    'pass problem.like=FOLDER'
+    """
+    names = "|".join(map(re.escape, config))
+    return re.sub(rf"(?<![\w.])({names})(?= ?=)", rf"{group}.\1", words)
 
 
 def closest(word: str, known: list[str]) -> str:

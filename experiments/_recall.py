@@ -133,7 +133,8 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
     if path is not None:
         patterns = checkpoint_files(problem.get("variant"))
         root = locate(path, patterns, problem.get("revision"))
-        now["problem.path"] = content_digest(root, patterns)
+        # Parts of which there is no such variant are plain.
+        now["problem.path"] = content_digest(root, {*patterns, *checkpoint_files()})
     for name, digest in config.get("digests", {}).items():
         if now.get(name, digest) != digest:
             named = files.get(name, path)

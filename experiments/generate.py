@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _build import build
+from _errors import as_overrides
 from _generate import captions, completed, recalled, refuse, settled
 from _progress import bar
 from _recall import OF_THE_CALL, digests
@@ -146,7 +147,8 @@ def assemble(config: dict[str, Any], **asked: Any) -> Any:
     try:
         return make(**asked)
     except (CheckpointError, ValueError) as error:
-        refuse([f"problem: {error}"])
+        ours = {name: value for name, value in config["problem"].items() if name not in config}
+        refuse([as_overrides(f"problem: {error}", "problem", ours)])
 
 
 def route(config: dict[str, Any], model: TextToImage, n: int) -> Route:

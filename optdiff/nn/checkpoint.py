@@ -34,6 +34,7 @@ from optdiff.nn.tensorfile import (
     write_folder,
     write_json,
 )
+from optdiff.nn.unsupported import READ, by_folder
 
 _DESCRIPTIONS = [
     "model_index.json",
@@ -108,6 +109,8 @@ def load(
         original, root = single_file.parts(open_file(root)), _described(root, like)
     elif like is not None:
         raise CheckpointError(f"{root}: a folder describes itself; like= goes with a single file")
+    if kind := by_folder(root):
+        raise CheckpointError(f"{root}: this is {kind}, which is not supported yet; {READ}")
     classes, settings = read_index(root)
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     tokenizers = {part: _tokenizer(root / part) for part in TOKENIZERS if classes.get(part)}

@@ -11,6 +11,7 @@ from typing import Any
 
 from optdiff.nn.assign import Family, Names, warn_of
 from optdiff.nn.tensorfile import CheckpointError, Tensor
+from optdiff.nn.unsupported import READ, by_tensors
 from optdiff.nn.vae.weights import original_names
 
 PREFIXES = {
@@ -62,6 +63,9 @@ def parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     Raises:
       CheckpointError: the file is of another generation of Stable Diffusion.
     """
+    if kind := by_tensors({name: tensor.shape for name, tensor in tensors.items()}):
+        path = next(iter(tensors.values())).path
+        raise CheckpointError(f"{path}: this is {kind}, which is not supported yet; {READ}")
     dealt: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
     left_out: list[Tensor] = []
     for name, tensor in tensors.items():

@@ -17,6 +17,7 @@ from optdiff.denoisers import Guided
 from optdiff.nn.checkpoint import Pipeline, load
 from optdiff.nn.clip.tokenizer import tokenize
 from optdiff.nn.network import network
+from optdiff.nn.unsupported import READ, by_channels
 from optdiff.problems.text_to_image import TextToImage
 from optdiff.scheduler_config import SchedulerConfig, read
 from optdiff.types import Cond
@@ -177,6 +178,8 @@ def _check(pipeline: Pipeline) -> None:
         for name in ("in_channels", "out_channels")
         if getattr(unet, name) != latents
     ]
+    if kind := by_channels(unet.in_channels):
+        faults.append(f"it is {kind}, which is not supported yet; {READ}")
     if unet.time_cond_proj_dim is not None:
         faults.append(f"unet: time_cond_proj_dim = {unet.time_cond_proj_dim}: distilled guidance")
     if unet.has_classes:

@@ -367,6 +367,22 @@ def test_a_folder_that_is_not_there_is_named(ask):
         ask("problem=stable_diffusion", "prompt=a")
 
 
+def test_advice_names_overrides_that_there_are(ask, folder, tmp_path):
+    for file in folder.glob("unet/*.safetensors"):
+        shutil.copytree(folder, tmp_path / "model")
+        variant = file.name.replace(".safetensors", ".fp16.safetensors")
+        (tmp_path / "model/unet" / file.name).rename(tmp_path / "model/unet" / variant)
+    save_file({"a": torch.zeros(2, 2, 2)}, tmp_path / "single.safetensors")
+    for arguments, said in {
+        ("problem.path=model",): r"pass problem\.variant='fp16'",
+        ("problem.path=model", "problem.like=x"): r"problem\.like= goes with a single file",
+        ("problem.path=single.safetensors",): r"pass problem\.like=FOLDER.*problem\.like='stable",
+    }.items():
+        config, _ = ask("prompt=a", *arguments)
+        with pytest.raises(ConfigError, match=said):
+            generate.generate(config, Path("out"))
+
+
 def test_sizes_are_multiples_of_what_the_autoencoder_makes_one_latent_of(folder, ask):
     config, _ = ask(f"problem.path={folder}", "prompt=a", "height=33")
     with pytest.raises(ConfigError, match=r"problem: height = 33 pixels .* multiple of 2"):
