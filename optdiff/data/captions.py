@@ -67,6 +67,11 @@ _SLOTS = {  # the attributes that a slot tells, and its words for each of their 
     "place": (("row", "column"), _PLACES),
     "where": (("row", "column"), _WHERE),
 }
+WORDS = frozenset(
+    re.findall(r"\w+", " ".join(str(w) for _, words in _SLOTS.values() for w in np.ravel(words)))
+) - {"in", "the", "at", "on"}
+"""The words that say something of a picture: digits, colours, sizes and places."""
+
 _SLOT = re.compile(r"(\ba )?\{(\w+)\}")
 
 

@@ -5,6 +5,8 @@ are known, real images of the same attributes by strokes that nobody learnt from
 that say how well an image keeps to its prompt. The model itself is `text_to_image.py`'s.
 """
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optdiff.data.captioned_digits import COLOURS, SIZES, Attributes, draw, render, strokes
-from optdiff.data.captions import HELD_OUT, TRAINED, captions, tells
+from optdiff.data.captions import HELD_OUT, TRAINED, WORDS, captions, tells
 from optdiff.denoisers import Guided
 from optdiff.keys import COPY, checked_seed, seed_key
 from optdiff.nn.checkpoint import Pipeline, load, load_module
@@ -174,7 +176,8 @@ def text_to_image(
         None for the shipped one.
       prompts: how many the pool holds, drawn from the grammar of captions; or the prompts
         themselves, of which nothing is known but the words: then the problem is a plain
-        `TextToImage`, which has no judge and no real images.
+        `TextToImage`, which has no judge and no real images. The shipped model knows digits,
+        colours, sizes and places; prompts with none of these words bring a warning.
       guidance: classifier-free guidance scale, or None for none, at half the cost.
       held_out_combinations: ask for digit, ink and paper in company that training never showed.
       held_out_templates: ask in words that training never used.
@@ -193,6 +196,14 @@ def text_to_image(
     >>> problem.condition(jax.random.split(jax.random.key(0), 4))["context"].shape  # doctest: +SKIP
     (4, 24, 96)
     """
+    asks = isinstance(prompts, int) or path is not None
+    strange = [] if asks else [p for p in np.atleast_1d(prompts).tolist() if _says_nothing(p)]
+    if strange:
+        warnings.warn(
+            f"the shipped model knows no word of {strange[0]!r}: ask for a digit, its ink and its "
+            "paper, such as 'a small red seven on blue, top left'",
+            stacklevel=2,
+        )
     path = SHIPPED if path is None else path
     asked = {"guidance": guidance, "negative": negative, "height": height, "width": width}
     if not isinstance(prompts, int):
@@ -221,6 +232,12 @@ def text_to_image(
         return problem
     nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), problem.prompts)
     return Guided(problem, guided.scale, {**nothing, "context": guided.uncond["context"]})
+
+
+def _says_nothing(prompt: str) -> bool:
+    """Whether a prompt has words, but none that the captions of digits use for what they show."""
+    words = re.findall(r"\w+", prompt.lower())
+    return bool(words) and WORDS.isdisjoint(words)
 
 
 def pool(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optdiff.data.captioned_digits import COLOURS, COLUMNS, ROWS, SIZES, Attributes
-from optdiff.data.captions import HELD_OUT, TEMPLATES, TRAINED, caption, captions, tells
+from optdiff.data.captions import HELD_OUT, TEMPLATES, TRAINED, WORDS, caption, captions, tells
 
 RANGES = (10, len(COLOURS), len(COLOURS), len(SIZES), len(ROWS), len(COLUMNS))
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -96,3 +96,10 @@ def test_a_batch_says_what_each_picture_alone_would():
         for i in range(50)
     ]
     assert captions(about, templates) == alone
+
+
+def test_words_are_what_captions_show_and_nothing_else():
+    assert {*NUMBERS, *"0123456789", *COLOURS, "small", "big", "left", "centre"} <= WORDS
+    frame = {"a", "an", "the", "of", "photo", "paper", "background", "on", "in", "at", "digit"}
+    assert not WORDS & frame
+    assert all(WORDS & set(re.findall(r"\w+", said)) for said in everything_said())

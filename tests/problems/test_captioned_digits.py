@@ -1,6 +1,7 @@
 """Captioned digits as a problem: prompts that are known, real images beside, one image a key."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -235,3 +236,18 @@ def test_other_sizes_than_the_judges_want_prompts_of_ones_own(random_model, prob
         text_to_image(random_model, prompts=4, width=64)
     wide = text_to_image(random_model, prompts=["a red 7"], guidance=None, width=64)
     assert wide.size == (32, 64) and problem.problem.side == 32
+
+
+def test_the_shipped_model_says_of_which_prompts_it_knows_no_word(monkeypatch):
+    def loaded(path, **asked):
+        raise LookupError
+
+    monkeypatch.setattr(captioned_digits, "stable_diffusion", loaded)
+    for prompts in (["a red 7", "an astronaut on a horse"], "an astronaut on a horse"):
+        known = pytest.warns(UserWarning, match="knows no word of 'an astronaut on a horse'")
+        with known, pytest.raises(LookupError):
+            text_to_image(prompts=prompts)
+    for path, prompts in {None: ["", "A RED seven!"], "another": "an astronaut"}.items():
+        with warnings.catch_warnings(), pytest.raises(LookupError):
+            warnings.simplefilter("error")
+            text_to_image(path, prompts=prompts)
