@@ -1,6 +1,6 @@
 """The lecture's opening: `python experiments/descend.py` draws digits by plain gradient descent.
 
-Writes results/lecture/descent.png (noise becomes digits by subtracting a constant times the
+Writes outputs/lecture/descent.png (noise becomes digits by subtracting a constant times the
 gradient, again and again) and gradients.md (one gradient against a finite difference per pixel).
 """
 

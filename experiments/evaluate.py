@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import _help
 import _jobs
 import hydra
 from _build import constructed
@@ -141,4 +142,4 @@ def summary(row: results.Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, conclude))
+    sys.exit(run(lambda: _help.show(__doc__, "config")) if _help.asked() else run(main, conclude))

@@ -2,7 +2,7 @@
 
 python experiments/generate.py prompt="a red seven on a yellow background" images=4
 python experiments/generate.py prompt="a blue 3 on white" prompt_to="a blue 8 on white" images=7
-python experiments/generate.py problem.path=FOLDER prompt="an astronaut" guidance=[1,3,7,14]
+python experiments/generate.py problem.path=FOLDER prompt="an astronaut" "guidance=[1,3,7,14]"
 python experiments/generate.py from=outputs/.../000.png
 """
 
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _help
 import hydra
 import jax
 import jax.numpy as jnp
@@ -222,4 +223,4 @@ def started() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(started))
+    sys.exit(run(lambda: _help.show(__doc__, "generate")) if _help.asked() else run(started))

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import _help
 import hydra
 import jax
 import optax
@@ -207,4 +208,4 @@ def publish(save: Any, model: Path, beside: Mapping[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(lambda: _help.show(__doc__, "train")) if _help.asked() else run(main))

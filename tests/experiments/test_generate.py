@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "problems"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
+import _help
 import digits_folder
 import generate
 from _errors import ConfigError, explain
@@ -365,6 +366,18 @@ def test_a_folder_that_is_not_there_is_named(ask):
     assert not os.path.exists("out")
     with pytest.raises(ConfigError, match=r"problem\.path must be given"):
         ask("problem=stable_diffusion", "prompt=a")
+
+
+@pytest.mark.parametrize("name, script", [("generate", "generate"), ("config", "evaluate")])
+def test_help_shows_what_the_yaml_says(name, script, capsys):
+    _help.show(f"about {script}", name)
+    shown = capsys.readouterr().out
+    comments = {
+        "generate": "multiples of what the autoencoder makes",
+        "config": "samples at a time",
+    }
+    assert f"about {script}" in shown and comments[name] in shown
+    assert re.search(r"^sampler: .*\bdpmpp_2m\b", shown, re.M) and "output_subdir" not in shown
 
 
 def test_advice_names_overrides_that_there_are(ask, folder, tmp_path):

@@ -4,6 +4,7 @@ This file owns the checks around it. transformers is imported when the first tok
 because that takes seconds; torch is not needed.
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         )
     _check_ids(folder / "vocab.json", files.get("vocab.json", {}))
 
+    # Without torch it warns of models, which nobody here asks it for.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
     try:
