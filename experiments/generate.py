@@ -157,7 +157,9 @@ def route(config: dict[str, Any], model: TextToImage, n: int) -> Route:
     strength = 1.0 if config["strength"] is None else config["strength"]
     try:
         if config.get("grid") is None:
-            method = config["sampler"]["_target_"].rpartition(".")[2]
+            module, _, name = config["sampler"]["_target_"].rpartition(".")
+            ours = f"{module}.".startswith("optdiff.samplers.")  # a name alone says no method
+            method = name if ours else ""
             return model.scheduler.route(n, sampler=method, strength=strength)
         levels = build(config["grid"])(model.schedule, n)
     except ValueError as error:

@@ -213,6 +213,23 @@ def test_strength_means_something_at_one_step_too(folder, ask):
         assert problem.schedule.t(level) == pytest.approx(highest * strength, abs=1e-3)
 
 
+def test_only_a_sampler_of_ours_steps_as_a_class_of_diffusers(folder, ask):
+    """Another's function may have the name of one of ours, and be another method."""
+    config, _ = ask(f"problem.path={folder}", "prompt=a", "sampler=dpmpp_2m")
+    problem = generate.assemble(config, guidance=None)
+
+    def levels(target):
+        return generate.route(config | {"sampler": {"_target_": target}}, problem, 5).levels
+
+    own = problem.scheduler.route(5).levels  # as the file's own class
+    its = problem.scheduler.route(5, sampler="dpmpp_2m").levels
+    assert not np.allclose(own, its)
+    for target in ("optdiff.samplers.dpmpp_2m", "optdiff.samplers.dpmpp.dpmpp_2m"):
+        np.testing.assert_array_equal(levels(target), its)
+    for target in ("my.module.dpmpp_2m", "optdiff.samplers_of_mine.dpmpp_2m", "dpmpp_2m"):
+        np.testing.assert_array_equal(levels(target), own)
+
+
 @pytest.mark.slow
 def test_paths_between_prompts_and_seeds_keep_their_ends(make):
     path = make("path", "prompt=a red cube", "prompt_to=blue", "seed=1", "seed_to=2", "images=4")
