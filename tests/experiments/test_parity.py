@@ -1,7 +1,9 @@
 """generate.py beside PyTorch's pipeline, on small ones of every kind: classes, files, counts."""
 
+import csv
 import dataclasses
 import functools
+import io
 import sys
 from pathlib import Path
 
@@ -88,6 +90,27 @@ def test_every_class_makes_the_image_of_pytorchs_pipeline(
     if own.__class__.__name__ in ("EulerDiscreteScheduler", "DDIMScheduler") and sampler == "ddim":
         case = case._replace(name=own.__class__.__name__)  # the file's own method
     assert parity.difference(folders(kind), theirs, case, steps, 1.0) <= 2  # half the passes
+
+
+def test_the_committed_page_is_of_the_shipped_model_alone(monkeypatch, tmp_path):
+    """Another folder's goes where one says; and a row says all that it was made with."""
+    done = []
+    monkeypatch.setattr(parity, "main", lambda *paths: done.append(paths))
+    for arguments in ([str(tmp_path)], ["a", "b", "c"]):
+        with pytest.raises(SystemExit, match="FOLDER OUT"):
+            parity.started(arguments)
+    parity.started([])
+    parity.started(["a", "b"])
+    assert done == [(), (Path("a"), Path("b"))]
+    origin = {"commit": "abc", "dirty": False, "versions": {"jax": "1"}}
+    rows = [[0] * len(parity.STEPS) for _ in parity.CASES]
+    text, lines = parity.page(tmp_path, rows, origin), parity.table(rows, origin)
+    records = [*csv.DictReader(io.StringIO(lines))]
+    for case in parity.CASES:
+        for stated in (" ".join(case.sampler), case.asked()):
+            assert stated in text
+            assert any(stated in record.values() for record in records)
+    assert {(r["commit"], r["versions"], r["seed"]) for r in records} == {("abc", "jax=1", "0")}
 
 
 @pytest.mark.slow
