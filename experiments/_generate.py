@@ -131,10 +131,8 @@ def _parsed(argument: str) -> Any:
 def captions(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What stands above the columns and the rows of a settled configuration's grid."""
     c, count = config, config["images"]
-    heads = [
-        f"{'seed ' + str(c['seed']) if c['latents'] is None else 'latents'}, {i}"
-        for i in range(count)
-    ]
+    noise = f"seed {c['seed']}" if c["latents"] is None else "latents"
+    heads = [f"{noise}, image {i}" for i in range(count)]
     if c["prompt_to"] is not None or c["seed_to"] is not None:
         heads = [f"{100 * i / max(1, count - 1):.0f} %" for i in range(count)]
         heads[0] += f" seed {c['seed']}" * (c["seed_to"] is not None)
