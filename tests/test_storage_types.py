@@ -47,8 +47,12 @@ SUMS = {
 }
 
 
+DEAR = ("slerp", "normalize", "adam", "strokes")  # many operations, each compiled by itself
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in DEAR else ()) for n in SUMS]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_sums_are_those_of_float64(name, dtype):
     function, x = SUMS[name]
     x = x.astype(dtype)

@@ -4,6 +4,7 @@ The simulation knows nothing of how intervals are made. Methods share a quarter 
 metric is a mean of errors with a heavy tail, or a share near 1.
 """
 
+import collections
 import csv
 
 import numpy as np
@@ -15,7 +16,8 @@ from optdiff.report.cells import boards
 from optdiff.report.intervals import interval, share_interval
 from optdiff.results.row import settled
 
-METHODS, SAMPLES, GROUPS, COLUMNS = 5, 64, 8, 400
+METHODS, SAMPLES, GROUPS = 5, 64, 8
+COLUMNS, TOGETHER = 400, 50  # so many of a table
 LAWS = {
     "mean_error": lambda draw, shape: draw.gamma(0.5, 2.0, shape),  # of mean 1
     "accuracy": lambda draw, shape: (draw.random(shape) < 0.9).astype(float),
@@ -24,7 +26,7 @@ PLAIN = job(floor={}, samples=SAMPLES)
 TRUTH = {"mean_error": 1.0, "accuracy": 0.9}
 
 
-def rows_of(metric, draw, seeds, groups):
+def rows_of(metric, draw, seeds, groups, column=1):
     """Equal methods on some seeds; of a mean, a group's pull is its own mean less that of all."""
     for seed in range(seeds):
         common = LAWS[metric](draw, SAMPLES)
@@ -32,23 +34,34 @@ def rows_of(metric, draw, seeds, groups):
         scores = np.where(np.arange(SAMPLES) % 32 < 8, common, own)
         pulls = scores.reshape(METHODS, -1, GROUPS).mean(1) - scores.mean(1, keepdims=True)
         for method, (mine, pull) in enumerate(zip(scores, pulls.tolist(), strict=True)):
-            row = PLAIN | {"sampler": f"m{method}", "seed": seed, "metrics": {metric: mine.mean()}}
-            yield row | {"spread": {metric: pull} if groups else {}}
+            row = PLAIN | {"sampler": f"m{method}", "seed": seed, "nfe_asked": column}
+            row |= {"metrics": {metric: mine.mean()}, "spread": {metric: pull} if groups else {}}
+            yield settled(row)
+
+
+def lines_of(rows):
+    return list(csv.DictReader(table.tidy(boards(list(rows))).splitlines()))
+
+
+CASES = [(seeds, "mean_error", True) for seeds in (2, 3, 5)]
+CASES += [(seeds, "mean_error", False) for seeds in (2, 5)]
+CASES += [(2, "accuracy", True), (5, "accuracy", True), (3, "accuracy", False)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("groups", [True, False], ids=["groups", "seeds"])
-@pytest.mark.parametrize("metric", LAWS)
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(("seeds", "metric", "groups"), CASES)
 def test_intervals_cover_and_equal_methods_tie(metric, seeds, groups):
     draw, covered, apart = np.random.default_rng(seeds), [], []
-    for _ in range(COLUMNS):
-        rows = [settled(row) for row in rows_of(metric, draw, seeds, groups)]
-        lines = list(csv.DictReader(table.tidy(boards(rows)).splitlines()))
-        covered += [float(line["low"]) <= TRUTH[metric] <= float(line["high"]) for line in lines]
-        marks = [line["mark"] for line in lines]
-        assert marks.count("best") == 1 and set(marks) <= {"best", "tie", "worse"}
-        apart.append([mark == "worse" for mark in marks])
+    for _ in range(COLUMNS // TOGETHER):
+        rows = (r for c in range(TOGETHER) for r in rows_of(metric, draw, seeds, groups, c + 1))
+        columns = collections.defaultdict(list)
+        for line in lines_of(rows):
+            covered.append(float(line["low"]) <= TRUTH[metric] <= float(line["high"]))
+            columns[line["nfe_asked"]].append(line["mark"])
+        for marks in columns.values():
+            assert marks.count("best") == 1 and set(marks) <= {"best", "tie", "worse"}
+            apart.append([mark == "worse" for mark in marks])
+    assert np.shape(apart) == (COLUMNS, METHODS)
     assert np.mean(covered) >= 0.93
     if groups or metric != "accuracy":  # two seeds that agree to the sample say too little to miss
         assert np.mean(covered) <= 0.97
@@ -59,11 +72,10 @@ def test_intervals_cover_and_equal_methods_tie(metric, seeds, groups):
 def test_what_differs_is_told_apart_where_groups_say_so():
     """Two seeds of 64, the second method worse by 2: by seeds alone nobody could tell."""
     for groups, mark in {True: "worse", False: "tie"}.items():
-        rows = [settled(r) for r in rows_of("mean_error", np.random.default_rng(1), 2, groups)]
+        rows = list(rows_of("mean_error", np.random.default_rng(1), 2, groups))
         for row in rows:
             row["metrics"]["mean_error"] += 2.0 * (row["sampler"] == "m1")
-        lines = csv.DictReader(table.tidy(boards(rows)).splitlines())
-        assert {line["method"]: line["mark"] for line in lines}["m1"] == mark
+        assert {line["method"]: line["mark"] for line in lines_of(rows)}["m1"] == mark
 
 
 def test_intervals_are_students_and_wilsons():
