@@ -58,8 +58,8 @@ def family(config: dict[str, Any], schedule: Any) -> tuple[Any, np.ndarray, np.n
     for j, (sampler, count) in enumerate(jobs):
         levels[j, :count] = karras(schedule, count)
         with jax.enable_x64(True):
-            found = coefficients(sampler, jnp.asarray(levels[j, :count], float))
-        gradients[j, :count, : count - 1], points[j, :count] = found.gradients, found.points
+            matrices = coefficients(sampler, jnp.asarray(levels[j, :count], float))
+        gradients[j, :count, : count - 1], points[j, :count] = matrices.gradients, matrices.points
     return (gradients, points), levels, np.array([count for _, count in jobs])
 
 

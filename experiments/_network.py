@@ -96,8 +96,8 @@ def compare(
 
 
 def _result(by: str, side: Side, ratio: float | None) -> Result:
-    told = {name: side.facts[name] for name in ("peak", "ever", "first", "rate")}
-    return Result(by, median(side.seconds), ratio=ratio, **told, facts=side.facts)
+    measured = {name: side.facts[name] for name in ("peak", "ever", "first", "rate")}
+    return Result(by, median(side.seconds), ratio=ratio, **measured, facts=side.facts)
 
 
 def _print_image(best: dict[str, tuple[Result, Result | None]], steps: int, batch: int) -> None:

@@ -49,8 +49,10 @@ def clip(job, geometry, dtype):
     ids = jnp.ones((job["batch"], 77), jnp.int32)
 
     def read(nets, ids):
-        told = [net.module()(ids) for net in nets]
-        return [(each.last_hidden_state, each.hidden_states[-2], each.projected) for each in told]
+        outputs = [net.module()(ids) for net in nets]
+        return [
+            (each.last_hidden_state, each.hidden_states[-2], each.projected) for each in outputs
+        ]
 
     return read, (nets, ids)
 

@@ -70,7 +70,7 @@ def image(job, geometry, dtype):
         parts["unet"].compile()
         parts["vae"].decoder.compile()
     absent = dict.fromkeys(("text_encoder", "tokenizer"))
-    told = {"prompt_embeds": context, "negative_prompt_embeds": context}
+    embeds = {"prompt_embeds": context, "negative_prompt_embeds": context}
     if added is None:
         absent |= {"safety_checker": None, "feature_extractor": None}
         pipe = diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
@@ -78,10 +78,10 @@ def image(job, geometry, dtype):
         absent |= dict.fromkeys(("text_encoder_2", "tokenizer_2"))
         pipe = diffusers.StableDiffusionXLPipeline(**parts, **absent, add_watermarker=False)
         pooled = added["text_embeds"]
-        told |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
+        embeds |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
     pipe.set_progress_bar_config(disable=True)
     asked = {"num_inference_steps": job["steps"], "guidance_scale": 7.5, "output_type": "pt"}
-    return lambda: pipe(**told, **asked)
+    return lambda: pipe(**embeds, **asked)
 
 
 PARTS = {"clip": clip, "unet": unet, "guided": partial(unet, passes=2), "vae": vae, "image": image}

@@ -88,8 +88,8 @@ def gradients(name: str, problem, sigma: float) -> list[str]:
     ):
         error = np.abs(np.ravel(function(of, x)) - exact).max() / np.abs(exact).max()
         took = 1e3 * seconds(function, of, x, repeats=repeats)
-        found = "" if of is problem and function is score else f"{error:.0e}"
-        table.append(f"| {name} | {way} | {calls} | {took:,.2f} ms | {found} |")
+        off = "" if of is problem and function is score else f"{error:.0e}"
+        table.append(f"| {name} | {way} | {calls} | {took:,.2f} ms | {off} |")
     return table
 
 

@@ -45,21 +45,21 @@ def configurations(names: list[str] | None, variants: dict) -> dict[str, dict]:
 
 def probe(samplers: dict[str, dict], levels) -> tuple[dict[str, Coefficients], list[str]]:
     """The matrices of the linear ones, and the names of the others."""
-    found, others = {}, []
+    linear, others = {}, []
     for name, config in samplers.items():
         try:
-            found[name] = coefficients(build(config), levels)
+            linear[name] = coefficients(build(config), levels)
         except NotLinear:
             others.append(name)
-    return found, others
+    return linear, others
 
 
-def coinciding(found: dict[str, Coefficients], tolerance: float) -> list[list[str]]:
+def coinciding(linear: dict[str, Coefficients], tolerance: float) -> list[list[str]]:
     """Names in groups whose matrices agree, the others alone."""
     groups: list[list[str]] = []
-    for name, one in found.items():
+    for name, one in linear.items():
         for group in groups:
-            if _agree(one, found[group[0]], tolerance):
+            if _agree(one, linear[group[0]], tolerance):
                 group.append(name)
                 break
         else:
@@ -75,14 +75,14 @@ def _agree(one: Coefficients, other: Coefficients, tolerance: float) -> bool:
     return max(gap, starts, points) <= tolerance * np.abs(one.gradients).max()
 
 
-def table(found: dict, uniform: dict, groups: list[list[str]], others: list[str]) -> str:
+def table(linear: dict, uniform: dict, groups: list[list[str]], others: list[str]) -> str:
     """What the matrices say, a line for each sampler that differs from the others."""
     lines = [
         "| sampler | evaluations a step | order conditions | learning rate | memory | worst |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for group in sorted(groups, key=lambda group: group[0].lower()):
-        one, even = found[group[0]], uniform[group[0]]
+        one, even = linear[group[0]], uniform[group[0]]
         rates = learning_rates(one)
         spread = f"{rates.min():.2f}"
         if rates.max() - rates.min() > 5e-3:
@@ -133,14 +133,14 @@ def main(config: DictConfig) -> None:
     samplers = configurations(config.samplers, OmegaConf.to_container(config.variants))
     with jax.enable_x64(True):
         levels = build(OmegaConf.to_container(config.grid))(schedule, config.levels)
-        found, others = probe(samplers, jnp.asarray(levels, float))
+        linear, others = probe(samplers, jnp.asarray(levels, float))
         even = jnp.linspace(config.sigma_max, config.sigma_min, config.levels, dtype=float)
-        uniform, _ = probe({name: samplers[name] for name in found}, even)
-    groups = coinciding(found, config.same)
+        uniform, _ = probe({name: samplers[name] for name in linear}, even)
+    groups = coinciding(linear, config.same)
     shown = {
-        name: found[name].moves / np.diff(found[name].levels)[:, None] for name in config.figure
+        name: linear[name].moves / np.diff(linear[name].levels)[:, None] for name in config.figure
     }
-    text = headed(config, table(found, uniform, groups, others), groups)
+    text = headed(config, table(linear, uniform, groups, others), groups)
     write(config.out, {"README.md": text.encode(), "matrices.svg": svg(matrices(shown))})
     print(text)
 

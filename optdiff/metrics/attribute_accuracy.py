@@ -26,7 +26,7 @@ def attribute_accuracy(
 
     Args:
       samples: (b, ...) images.
-      cond: `attributes`, what each shows, and `told`, which of these its prompt tells, both
+      cond: `attributes`, what each shows, and `mentions`, which of these its prompt tells, both
         mappings from names to (b,) integers and booleans.
       judge: from images to logits, (b, answers) in attributes `digit`, `ink` and `paper`.
 
@@ -40,23 +40,26 @@ def attribute_accuracy(
     >>> from types import SimpleNamespace
     >>> eye = lambda images: SimpleNamespace(digit=images, ink=images, paper=images)
     >>> asked = {name: np.array([0, 1]) for name in QUESTIONS}
-    >>> told = {name: np.array([True, True]) for name in QUESTIONS}
-    >>> attribute_accuracy(np.eye(2), {"attributes": asked, "told": told}, eye)["ink_accuracy"]
+    >>> mentions = {name: np.array([True, True]) for name in QUESTIONS}
+    >>> cond = {"attributes": asked, "mentions": mentions}
+    >>> attribute_accuracy(np.eye(2), cond, eye)["ink_accuracy"]
     1.0
     """
     points(samples)  # refuses broken samples: a judge answers to anything
-    verdict, right, told = judge(samples), {}, {}
+    verdict, right, mentions = judge(samples), {}, {}
     for name in QUESTIONS:
-        asked, told[name] = (np.asarray(cond[kind][name]) for kind in ("attributes", "told"))
+        asked, mentions[name] = (
+            np.asarray(cond[kind][name]) for kind in ("attributes", "mentions")
+        )
         if asked.shape != (len(samples),):
             raise ValueError(f"{len(samples)} samples, but {asked.shape} conditions say {name}")
         right[name] = _answers(getattr(verdict, name)) == asked
-    everything = np.all([right[name] | ~told[name] for name in QUESTIONS], axis=0)
-    found = {"attribute_accuracy": float(everything.mean())}
+    everything = np.all([right[name] | ~mentions[name] for name in QUESTIONS], axis=0)
+    shares = {"attribute_accuracy": float(everything.mean())}
     for name in QUESTIONS:
-        if told[name].any():
-            found[f"{name}_accuracy"] = float(right[name][told[name]].mean())
-    return found
+        if mentions[name].any():
+            shares[f"{name}_accuracy"] = float(right[name][mentions[name]].mean())
+    return shares
 
 
 def _answers(logits: Float[Array | np.ndarray, "b answers"]) -> np.ndarray:

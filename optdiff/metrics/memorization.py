@@ -91,8 +91,8 @@ def stroke_memorization(
     1.0
     """
     points(samples)
-    found, honest = (np.asarray(stroke_features(x, cond)) for x in (samples, reference))
-    return memorization(found, np.asarray(learnt_strokes), honest, percentile=percentile)
+    strokes, honest = (np.asarray(stroke_features(x, cond)) for x in (samples, reference))
+    return memorization(strokes, np.asarray(learnt_strokes), honest, percentile=percentile)
 
 
 def copied_memorization(

@@ -59,8 +59,8 @@ def mode_weights(
     squares = squared_distances(x - centres.mean(axis=0), centres - centres.mean(axis=0))
     with np.errstate(divide="ignore"):  # a mode of weight zero has log weight minus infinity
         logits = np.log(due) - x.shape[1] * np.log(widths) - 0.5 * squares / widths**2
-    found = softmax(logits, axis=1).mean(axis=0)
+    weight = softmax(logits, axis=1).mean(axis=0)
     return {
-        "mode_error": float(np.abs(found - due).sum() / 2),
-        "missed_modes": float(np.sum(found < missed_below * due)),
+        "mode_error": float(np.abs(weight - due).sum() / 2),
+        "missed_modes": float(np.sum(weight < missed_below * due)),
     }

@@ -47,8 +47,8 @@ class CaptionedDigits:
     """Latent diffusion of captioned digits. Images are (b, 32, 32, 3) in [0, 1].
 
     A condition is a dict with the batch first: `context`, all that the network sees; `ids` of the
-    prompt; `attributes`, a dict of integers (b,) that say what the image should show; `told`, which
-    of them the prompt tells (booleans); `template`, by which it tells them (integers (b,)).
+    prompt; `attributes`, a dict of integers (b,) that say what the image should show; `mentions`,
+    which of them the prompt tells (booleans); `template`, by which it tells them (integers (b,)).
 
     Attributes:
       model: the network and the autoencoder.
@@ -94,8 +94,8 @@ class CaptionedDigits:
 
     def denoise(self, x: Samples, sigma: Sigma, cond: Cond = None) -> Samples:
         """The network's estimate of the latents without noise, told by the context alone."""
-        told = None if cond is None else {"context": cond["context"]}
-        return self.model.denoise(x, sigma, told)
+        context = None if cond is None else {"context": cond["context"]}
+        return self.model.denoise(x, sigma, context)
 
     def encode(self, images: Float[Array, "b h w c"]) -> Samples:
         """The likeliest latents of images."""
@@ -246,15 +246,15 @@ def pool(
     """Prompts of the grammar, each with what it asks for, fixed by the seed.
 
     Returns:
-      `ids` (count, tokens), `attributes` and `told`, dicts of (count,) integers and booleans, and
-      `template` (count,).
+      `ids` (count, tokens), `attributes` and `mentions`, dicts of (count,) integers and booleans,
+      and `template` (count,).
     """
     rng = np.random.default_rng(checked_seed(seed))
     templates = rng.choice(HELD_OUT if held_out_templates else TRAINED, count)
     shown = draw(jax.random.split(seed_key(seed), count), held_out_combinations)
     words = captions(Attributes(*map(np.asarray, shown)), templates)
     length = pipeline.text_encoders[0].config.max_position_embeddings
-    told = {
+    mentions = {
         name: jnp.asarray([name in tells(int(template)) for template in templates])
         for name in Attributes._fields
     }
@@ -262,7 +262,7 @@ def pool(
     return {
         "ids": ids,
         "attributes": shown._asdict(),
-        "told": told,
+        "mentions": mentions,
         "template": jnp.asarray(templates),
     }
 

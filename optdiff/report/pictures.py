@@ -73,14 +73,14 @@ class Sheet:
 
 
 def samples(
-    board: Board, seed: int, found: Mapping[tuple[str, int], Mapping[str, np.ndarray]]
+    board: Board, seed: int, artifacts: Mapping[tuple[str, int], Mapping[str, np.ndarray]]
 ) -> Pixels:
     """The samples of one problem that one seed led to.
 
     Args:
       board: which rows and columns there are, what they cost, and which cells failed.
       seed: the seed.
-      found: artifacts by (method, budget), at least one: `samples` (k, h, w), (k, h, w, 1) or
+      artifacts: artifacts by (method, budget), at least one: `samples` (k, h, w), (k, h, w, 1) or
         (k, h, w, 3) in [0, 1], or (k, d) vectors; and perhaps, like it, `exact`, where the same
         noise should have led, which is the last row under images, `reference`, which lies in grey
         behind vectors, and `words` (k,), what each image was asked to be.
@@ -89,10 +89,10 @@ def samples(
       The picture.
     """
     exact, reference, words = (
-        next((a[name] for a in found.values() if name in a), None)
+        next((a[name] for a in artifacts.values() if name in a), None)
         for name in ("exact", "reference", "words")
     )
-    every = [arrays["samples"] for arrays in found.values()]
+    every = [arrays["samples"] for arrays in artifacts.values()]
     notes, rows = ["every cell starts from the same noise"], list(board.methods)
     if every[0].ndim == 2:
         draw, size = _plotter(every, reference), (PLOT, PLOT)
@@ -112,8 +112,8 @@ def samples(
     title = f"{bounded(board.problem, DRAWN)}: samples of seed {seed}"
     sheet = Sheet(len(rows), len(board.budgets), size, longest, title, len(notes))
     for (row, method), (column, budget) in product(enumerate(rows), enumerate(board.budgets)):
-        if (method, budget) in found:
-            draw(sheet.axes(row, column), found[method, budget]["samples"])
+        if (method, budget) in artifacts:
+            draw(sheet.axes(row, column), artifacts[method, budget]["samples"])
         elif method == "exact":
             draw(sheet.axes(row, column), exact)
         else:

@@ -25,7 +25,7 @@ def judge(images):
 def asked(values, told=None):
     told = np.ones((len(values), 3), bool) if told is None else np.asarray(told)
     pick = lambda table: {name: table[:, place] for place, name in enumerate(NAMES)}  # noqa: E731
-    return {"attributes": pick(np.asarray(values)), "told": pick(told)}
+    return {"attributes": pick(np.asarray(values)), "mentions": pick(told)}
 
 
 def test_it_counts_what_is_right():

@@ -47,7 +47,7 @@ def judge(images):
 
 
 ASKED = {"digit": np.arange(80) % 3, "ink": np.arange(80) % 3, "paper": np.arange(80) % 2}
-COND = {"attributes": ASKED, "told": {name: np.arange(80) % 5 > 0 for name in ASKED}}
+COND = {"attributes": ASKED, "mentions": {name: np.arange(80) % 5 > 0 for name in ASKED}}
 CALLS |= {
     "attribute_accuracy": partial(attribute_accuracy, cond=COND, judge=judge),
     "clip_score": partial(

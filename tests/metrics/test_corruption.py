@@ -53,7 +53,7 @@ def agreement(samples, cond):
 
 COND = {
     "attributes": {name: getattr(judge(SAMPLES), name).argmax(1) for name in EYES},
-    "told": {name: np.ones(400, bool) for name in EYES},
+    "mentions": {name: np.ones(400, bool) for name in EYES},
 }
 
 

@@ -81,9 +81,9 @@ def test_prompts_say_what_the_attributes_are(held_out, random_model):
         assert text.replace(" ", "") == asked_for[i].lower().replace(" ", "")
         assert (int(one.digit[0]), int(one.ink[0]), int(one.paper[0])) in asked
         for name, colour in (("ink", one.ink[0]), ("paper", one.paper[0])):
-            if prompts["told"][name][i]:
+            if prompts["mentions"][name][i]:
                 assert list(COLOURS)[int(colour)] in text
-    assert prompts["told"]["digit"].all() and not prompts["told"]["size"].all()
+    assert prompts["mentions"]["digit"].all() and not prompts["mentions"]["size"].all()
 
 
 def test_a_condition_is_a_function_of_its_key(problem, told):
