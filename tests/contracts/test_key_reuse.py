@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from optdiff.problems import digits, gaussian, mixture
+from optdiff.problems import digits, energy, gaussian, mixture
 from optdiff.sample import sample, sample_keys, start
 from optdiff.samplers import from_transformation
 
 PROBLEMS = {
     "gaussian": gaussian(dim=2),
     "mixture": mixture(modes=2, dim=2),
+    "energy": energy(mixture(modes=2, dim=2)),
     "digits": digits(),
     "guided digits": digits(guidance=2.0),
 }
