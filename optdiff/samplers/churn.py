@@ -11,6 +11,7 @@ from optdiff.samplers.renoise import Down, renoise
 from optdiff.types import Levels, Sampler, within
 
 
+@within(s_max="[0, inf]")
 def churn(
     inner: Sampler,
     gamma: float | Float[Array, ""] = 0.2,

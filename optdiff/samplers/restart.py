@@ -6,9 +6,10 @@ Noise from far above contracts the errors that have gathered; the deterministic 
 import jax.numpy as jnp
 
 from optdiff.samplers.renoise import renoise
-from optdiff.types import SAME_LEVEL, Sampler
+from optdiff.types import SAME_LEVEL, Sampler, within
 
 
+@within(t_min="(0, inf)", t_max="(0, inf)")
 def restart(inner: Sampler, t_min: float = 0.06, t_max: float = 0.3) -> Sampler:
     """Restart sampling (arXiv 2306.14878, eq. 2 and algorithm 1) on levels that name the restarts:
     a step to the level `t_max` goes to `t_min` with `inner` and adds `sqrt(t_max^2 - t_min^2) z`.

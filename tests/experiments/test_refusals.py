@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import _jobs
-from _build import check_targets, constructed, folder_name
+from _build import _parameters, check_targets, constructed, folder_name
 from _errors import ConfigError
 
 from optdiff import results
@@ -65,10 +65,21 @@ def test_every_number_of_every_yaml_is_looked_at(group, config, path):
     assert not refused(group, config, path, _at(config, path))
     assert refused(group, config, path, "abc")
     assert refused(group, config, path, math.nan)
-    if _at(config, (*path[:-1], "_target_")).startswith("optdiff."):
-        far = (-1e30, 1e30, -math.inf, math.inf)
-        advice = f"{'.'.join(path)} takes any number: say its range, with optdiff.types.within"
-        assert any(refused(group, config, path, value) for value in far), advice
+    target = _at(config, (*path[:-1], "_target_"))
+    if target.startswith("optdiff."):
+        for value in outside(_parameters(target)[1].get(path[-1], "(-inf, inf)")):
+            advice = f"{'.'.join(path)} takes {value}: say its range, with optdiff.types.within"
+            assert refused(group, config, path, value), advice
+
+
+def outside(allowed):
+    """The first number beyond each end of a range."""
+    for bracket, end in zip((allowed[0], allowed[-1]), allowed[1:-1].split(","), strict=True):
+        end, away = float(end), -math.inf if bracket in "([" else math.inf
+        if bracket in "()":
+            yield end
+        elif math.isfinite(end):
+            yield math.nextafter(end, away)
 
 
 def _at(config, path):
@@ -91,7 +102,10 @@ def _at(config, path):
         (["experiment=few_stp"], "'few_step'"),
         (["refresh=stal"], "stale"),
         (["metrics=digitz"], "'digits'"),
-        (["experiment=few_step", "nfe=4"], "sampler, seed, which takes -m: python "),
+        (
+            ["--config-dir", ".", "experiment=few_step", "study=a b"],
+            "evaluate.py -m --config-dir . experiment=few_step 'study=a b'",
+        ),
         (
             ["-m", "sampler=momentum", "sampler.beta=0.1,5.5", "nfe=2"],
             "beta = 5.5 is not in (-1, 1)",
