@@ -4,6 +4,7 @@ All of it is known before anything compiles, for every job of a sweep before the
 """
 
 import json
+import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -79,18 +80,22 @@ def job(
 
 def ask(job: Job) -> bool:
     """Note that a job is asked for; return whether it is to be done."""
-    study = job.config["study"]
-    asked.setdefault(study, set()).add(job.identity)
-    return not log(study, job.config["refresh"]).has(job)
+    where = job.config["study"], job.config["refresh"]
+    asked.setdefault(where, set()).add(job.identity)
+    done = log(*where).has(job.identity)
+    artifact = log(*where).damaged.pop(job.identity, None)
+    if artifact and not done and multiprocessing.parent_process() is None:  # once, not by workers
+        print(f"{artifact} is damaged, so its job runs again", file=sys.stderr)
+    return not done
 
 
-asked: dict[str, set[tuple[str, ...]]] = {}
-"""By study, what this process was asked for."""
+asked: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+"""By study and `refresh`, what this process was asked for."""
 
 
 class Log:
     """The log of a study as a process sees it: `names` has the key and the names of each job there
-    was when it began, by identity.
+    was when it began, by identity, and `damaged` the artifacts of those that are not whole.
 
     Raises:
       ConfigError: if it cannot be read.
@@ -106,7 +111,7 @@ class Log:
             rows = results.load(self.folder)
         except (OSError, ValueError) as error:
             raise ConfigError(f"study {study}: {error}") from error
-        self.names, self.done = {}, set()
+        self.names, self.done, self.damaged = {}, set(), {}
         for row in rows:
             names = {group: row[group] for group in ("problem", "sampler", "grid")}
             # `1` and `1.0` once were two jobs; what is known by either stays known by it.
@@ -115,17 +120,17 @@ class Log:
             if row["status"] == "ok" and sources[refresh] in (None, row["source"]):
                 self._left_alone(row)
 
-    def has(self, job: Job) -> bool:
+    def has(self, job: tuple[str, ...]) -> bool:
         """Whether a job is left alone: it was done as `refresh` wants it, or has been tried since,
         by whatever process."""
         rows, self.read = results.appended(self.folder, self.read)
         self.done.update(map(results.identity, rows))
-        return job.identity in self.done
+        return job in self.done
 
     def _left_alone(self, row: results.Row) -> None:
         artifact = self.folder / "artifacts" / f"{row['key']}.npz"
         if artifact.exists() and not is_zipfile(artifact):
-            print(f"{artifact} is damaged, so its job runs again", file=sys.stderr)
+            self.damaged[results.identity(row)] = artifact
         else:
             self.done.add(results.identity(row))
 

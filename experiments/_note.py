@@ -1,6 +1,7 @@
 """What a stage's folder says of its run, in `run.json`: what was asked for, and what came of it."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -66,7 +67,7 @@ def begin(
         )
     if finished(folder) and not others:
         return None
-    command = " ".join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.argv])
     return {"command": command} | note | provenance.provenance(device)
 
 

@@ -21,13 +21,18 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf.errors import OmegaConfBaseException
 
 
-def run(main: Callable[[], Any], conclude: Callable[[bool], int] = lambda sweep: 0) -> int:
+def run(
+    main: Callable[[], Any],
+    conclude: Callable[[bool, bool], int] = lambda sweep, whole: 0,
+    advice: str = "",
+) -> int:
     """Run a `hydra.main` function and return the exit code.
 
     Args:
       main: the function.
       conclude: called in the end, unless the configuration was refused, with whether it was a
-        sweep: says what came of it, and returns the exit code.
+        sweep and whether nothing cut it short: says what came of it, and returns the exit code.
+      advice: what to do once it was cut short, such as `RESUMES`.
     """
     os.environ[RUN] = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:6]}"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be explained
@@ -35,17 +40,17 @@ def run(main: Callable[[], Any], conclude: Callable[[bool], int] = lambda sweep:
         if hasattr(stream, "reconfigure"):  # tables have signs that not every terminal has
             stream.reconfigure(errors="replace")
     try:
-        code = _run(main)
+        code = _run(main, advice)
         sweep = bool(watchers)
         _stop_watching()
-        code = code if code == REFUSED else code or conclude(sweep)
+        code = code if code == REFUSED else max(code, conclude(sweep, code == 0))
         print(end="", flush=True)
         return code
     except BrokenPipeError:  # whoever read along has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except (OSError, WriteError) as error:
-        print(f"{error}; the same command takes up where it stopped", file=sys.stderr)
+    except OSError as error:
+        print(f"{error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -56,8 +61,11 @@ def run(main: Callable[[], Any], conclude: Callable[[bool], int] = lambda sweep:
 REFUSED = 2
 """The exit code of what cannot work."""
 
+RESUMES = "; the same command takes up where it stopped"
+"""The advice of what loses no finished work."""
 
-def _run(main: Callable[[], Any]) -> int:
+
+def _run(main: Callable[[], Any], advice: str) -> int:
     try:
         main()
     except ConfigError as error:
@@ -68,10 +76,10 @@ def _run(main: Callable[[], Any]) -> int:
         return REFUSED
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends at once
-        print("interrupted; the same command takes up where it stopped", file=sys.stderr)
+        print(f"interrupted{advice}", file=sys.stderr)
         return 130
-    except TerminatedWorkerError as error:
-        print(f"{error}\nthe same command takes up the jobs that were lost", file=sys.stderr)
+    except (TerminatedWorkerError, WriteError) as error:
+        print(f"{error}{advice}", file=sys.stderr)
         return 1
     return 0
 

@@ -5,8 +5,10 @@ python experiments/evaluate.py -m sampler=ddim,adam nfe=4,8,16 seed=0,1,2 study=
 python experiments/evaluate.py -m experiment=few_step
 """
 
+import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from _build import constructed
 from _device import device
 from _errors import ConfigError, WriteError
 from _measure import built_problem, measure
-from _sweep import end_with_parent, run, single
+from _sweep import RESUMES, end_with_parent, run, single
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -37,21 +39,24 @@ def main(config: DictConfig) -> str:
     return run_job(_jobs.job(plain, about.runtime.choices, overrides, options))
 
 
-def conclude(sweep: bool) -> int:
-    """Print the tables of a sweep; the exit code, 0 if every job asked for has a row that is ok."""
+def conclude(sweep: bool, whole: bool) -> int:
+    """Print the tables of a sweep; the exit code, 0 if every job asked for has a row that is ok and
+    as new as `refresh` wants it. What nothing cut short waits for what others are at."""
     bad = False
-    for study, jobs in _jobs.asked.items():
-        folder = _jobs.RESULTS / study
-        for job in jobs - results.finished(folder):
-            with results.claim(folder, job, wait=True):
-                pass  # another process, if one was at it, has ended it
-        bad |= not jobs <= results.finished(folder)
-        if sweep and (folder / "rows.jsonl").exists():
-            try:
+    for (study, refresh), jobs in _jobs.asked.items():
+        folder, log = _jobs.RESULTS / study, _jobs.log(study, refresh)
+        for job in jobs if whole else ():
+            if not log.has(job):
+                with suppress(OSError), results.claim(folder, job, wait=True):
+                    pass  # another process, if one was at it, has ended it
+        bad |= not all(map(log.has, jobs))
+        try:
+            bad |= not jobs <= results.finished(folder)
+            if sweep and (folder / "rows.jsonl").exists():
                 print_report(folder)
-            except ValueError as error:  # rows or artifacts that others have left
-                print(error, file=sys.stderr)
-                bad = True
+        except ValueError as error:  # rows or artifacts that others have left
+            print(error, file=sys.stderr)
+            bad = True
     return int(bad)
 
 
@@ -72,22 +77,33 @@ def _refuse_lone_sweep(params: Mapping[str, Any], overrides: list[str]) -> None:
     """A sweep that was asked for without `-m` would be one job, of the defaults."""
     typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
     if left := [name for name in params if name not in typed]:
-        command = " ".join(["python", sys.argv[0], "-m", *overrides])
+        command = shlex.join(["python", sys.argv[0], "-m", *sys.argv[1:]])
         raise ConfigError(f"this sweeps over {', '.join(left)}, which takes -m: {command}")
 
 
 def run_job(job: _jobs.Job) -> str:
-    """Do one job, unless it is done already, or another process is at it."""
+    """Do one job, unless it is done already, or another process is at it, for which a single job
+    waits."""
     if not _jobs.ask(job):
-        return "skipped"
+        return skip(job)
     _jobs.construct(job)  # what cannot work is refused before anything is written
     built_problem(job.config["problem"])
     constructed("metrics", job.config["metrics"])
     try:
-        with results.claim(_jobs.RESULTS / job.config["study"], job.identity) as mine:
-            return row_of(job)["status"] if mine and _jobs.ask(job) else "skipped"
+        folder = _jobs.RESULTS / job.config["study"]
+        with results.claim(folder, job.identity, wait=single()) as mine:
+            return row_of(job)["status"] if mine and _jobs.ask(job) else skip(job)
     except OSError as error:
         raise WriteError(f"results/{job.config['study']}: {error}") from error
+
+
+def skip(job: _jobs.Job) -> str:
+    """Leave a job as it is; a single one shows the row that there is."""
+    if single():
+        rows = results.load(_jobs.RESULTS / job.config["study"])
+        row = next(row for row in rows if results.identity(row) == job.identity)
+        print(f"{summary(row)}\n  done before; refresh=all does it again")
+    return "skipped"
 
 
 def row_of(job: _jobs.Job) -> results.Row:
@@ -142,4 +158,5 @@ def summary(row: results.Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: _help.show(__doc__, "config")) if _help.asked() else run(main, conclude))
+    asked = _help.asked()
+    sys.exit(run(lambda: _help.show(__doc__, "config")) if asked else run(main, conclude, RESUMES))

@@ -27,7 +27,7 @@ from _device import device
 from _errors import ConfigError, WriteError
 from _note import begin, write
 from _stages import SHIPPED, STAGES, critics, earlier, parts, pictures
-from _sweep import end_with_parent, run
+from _sweep import RESUMES, end_with_parent, run
 from jax.experimental import multihost_utils
 from omegaconf import DictConfig, OmegaConf
 
@@ -208,4 +208,5 @@ def publish(save: Any, model: Path, beside: Mapping[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: _help.show(__doc__, "train")) if _help.asked() else run(main))
+    asked = _help.asked()
+    sys.exit(run(lambda: _help.show(__doc__, "train")) if asked else run(main, advice=RESUMES))

@@ -32,6 +32,9 @@ def test_a_single_run_prints_its_metrics_and_leaves_a_row(command, tmp_path):
     assert {"w2", "gelbrich", "trajectory_error"} <= set(row["metrics"])
     assert row["nfe"] == row["passes"] == 4 and len(row["levels"]) == 4
     assert row["config"]["sampler"]["_target_"] == "optdiff.samplers.ddim"
+    again = command(*SMALL, "sampler=ddim", "nfe=4")
+    assert again.returncode == 0 and again.stdout.startswith(done.stdout.rstrip())
+    assert "done before; refresh=all" in again.stdout and len(rows(tmp_path)) == 1
     artifact = results.load_artifact(tmp_path / "results/mine", row["key"])
     assert artifact["samples"].shape == (2, 3) and artifact["gradient_norm"].shape == (3, 2)
 
@@ -102,7 +105,7 @@ def test_parallel_processes_make_the_same_rows(command, tmp_path):
 
 @pytest.mark.slow
 def test_two_sweeps_in_one_study_share_its_jobs(tmp_path):
-    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1,2,3", "seed=0,1,2,3", "refresh=all"]
+    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1,2,3", "seed=0,1,2,3"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [p.wait(300) for p in both] == [0, 0]
     assert len(list((tmp_path / "outputs").iterdir())) == 2

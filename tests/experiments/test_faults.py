@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from conftest import SCRIPT
 
 from optdiff import results
 
+SCRIPT = Path(__file__).parents[2] / "experiments/evaluate.py"
 SMALL = ("problem=gaussian", "problem.dim=3", "samples=16", "keep=2", "study=mine")
 
 
@@ -53,6 +55,44 @@ def test_the_table_of_a_finished_sweep_needs_nothing_written(evaluate, tmp_path,
     assert done.returncode == 0 and done.stdout == table and "table.md" in done.stderr
 
 
+@pytest.mark.parametrize("refresh", ["all", "stale"])
+def test_a_job_that_another_was_killed_at_is_not_done(evaluate, tmp_path, monkeypatch, refresh):
+    sweep, waited = ("-m", *SMALL, "nfe=2", "sampler=ddim"), []
+    assert evaluate(*sweep).returncode == 0
+    log = tmp_path / "results/mine/rows.jsonl"
+    log.write_text(json.dumps(json.loads(log.read_text()) | {"source": "another"}) + "\n")
+
+    @contextmanager
+    def another(study, job, *, wait=False):  # holds the job, and ends without a row
+        waited.append(wait)
+        yield wait
+
+    monkeypatch.setattr(results, "claim", another)
+    done = evaluate(*sweep, f"refresh={refresh}")
+    assert done.returncode == 1 and "ddim" in done.stdout and waited == [False, True]
+
+
+@pytest.mark.parametrize("end", [PermissionError(errno.EACCES, "denied"), KeyboardInterrupt()])
+def test_a_sweep_that_is_cut_short_draws_what_it_has(evaluate, tmp_path, monkeypatch, end):
+    assert evaluate("-m", *SMALL, "nfe=2", "sampler=ddim").returncode == 0
+    waited, handler = [], signal.getsignal(signal.SIGINT)
+
+    @contextmanager
+    def claim(study, job, *, wait=False):
+        waited.append(wait)
+        raise end
+        yield
+
+    monkeypatch.setattr(results, "claim", claim)
+    try:
+        done = evaluate("-m", *SMALL, "nfe=2,3", "sampler=ddim")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert done.returncode == (130 if isinstance(end, KeyboardInterrupt) else 1)
+    assert "ddim" in done.stdout and "takes up where it stopped" in done.stderr
+    assert waited == [False]
+
+
 def test_a_damaged_artifact_is_made_again(evaluate, tmp_path):
     sweep = ("-m", *SMALL, "nfe=2,3", "sampler=ddim")
     assert evaluate(*sweep).returncode == 0
@@ -60,10 +100,14 @@ def test_a_damaged_artifact_is_made_again(evaluate, tmp_path):
     whole = artifact.read_bytes()
     artifact.write_bytes(whole[: len(whole) // 2])
     done = evaluate(*sweep)
-    assert done.returncode == 0 and f"{artifact.name} is damaged" in done.stderr
+    assert done.returncode == 0 and done.stderr.count(f"{artifact.name} is damaged") == 1
     assert len((tmp_path / "results/mine/rows.jsonl").read_text().splitlines()) == 3
     assert results.load_artifact(tmp_path / "results/mine", artifact.stem) is not None
     assert "damaged" not in evaluate(*sweep).stderr
+    artifact.write_bytes(whole[: len(whole) // 2])
+    nfe = {row["key"]: row["nfe_asked"] for row in results.load(tmp_path / "results/mine")}
+    other = 5 - nfe[artifact.stem]
+    assert "damaged" not in evaluate(*SMALL, f"nfe={other}", "sampler=ddim").stderr
 
 
 WILD = ("sampler=optimizer", "sampler.optimizer.learning_rate=1e30",
