@@ -57,14 +57,16 @@ def make(config: dict[str, Any], folder: Path, only: int | None) -> None:
         float16 = config["problem"].get("dtype") == "float16"
         hint = ": float16 holds no numbers above 65504, problem.dtype=bfloat16 does" * float16
         refuse([f"{error}{hint}"])
-    except KeyboardInterrupt:
+    except BrokenPipeError:
+        raise
+    except (OSError, KeyboardInterrupt) as error:
         made = len([*folder.glob("[0-9]*.png")])
         print(
-            f"interrupted; {made} finished images are in {folder}. Nothing goes on from there: the "
-            "same command makes all anew, with another out=... if it names one",
+            f"{error or 'interrupted'}; {made} finished images are in {folder}. Nothing goes on "
+            "from there: the same command makes all anew, with another out=... if it names one",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(1 if isinstance(error, OSError) else 130)
 
 
 def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> None:

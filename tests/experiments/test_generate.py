@@ -272,18 +272,22 @@ def test_what_is_not_as_it_was_is_said(make, folder, tmp_path, capsys):
     assert "problem.path" in capsys.readouterr().err
 
 
-def test_an_interruption_says_what_is_left(make, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "end, code", [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)]
+)
+def test_an_interruption_says_what_is_left(make, tmp_path, monkeypatch, capsys, end, code):
     def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+        raise end
 
     config = {"problem": {}}
     (tmp_path / "out").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "out/000.png")
     monkeypatch.setattr(generate, "generate", interrupted)
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit:
         generate.make(config, tmp_path / "out", None)
     said = capsys.readouterr().err
-    assert end.value.code == 130 and "1 finished images" in said and "makes all anew" in said
+    assert exit.value.code == code and str(end) in said
+    assert "1 finished images" in said and "makes all anew" in said
 
 
 @pytest.mark.parametrize(
