@@ -28,6 +28,7 @@ from optdiff.types import (
     Samples,
     Sigma,
     Step,
+    data_prediction,
     expand,
 )
 
@@ -71,7 +72,7 @@ def plain_clock(levels: Levels) -> Clock:
 
 def last_denoising(eps_fn: EpsFn, x: Samples, sigma: Sigma, update: Callable) -> Samples:
     """Finish with `x0 = D(x, sigma)`, the Euler step to zero: n levels cost n evaluations."""
-    return x - (expand(sigma, x) * eps_fn(x, sigma)).astype(x.dtype)
+    return data_prediction(x, eps_fn(x, sigma), sigma)
 
 
 def step_to_zero(eps_fn: EpsFn, x: Samples, sigma: Sigma, update: Callable) -> Samples:

@@ -51,7 +51,7 @@ def _holder(file: TextIO) -> str:
     """Who holds the file, in words; nothing if it was free, and then this process does."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         return file.read() or "another process"
     file.truncate(0)

@@ -176,7 +176,9 @@ def _exchangeable(values: dict[int, float], spread: dict) -> Float[np.ndarray, "
     spread."""
     if not all(spread.get(seed) for seed in values):
         return np.array([*values.values()])
-    return np.concatenate([value + np.asarray(spread[seed]) for seed, value in values.items()])
+    # Groups of unequal size have pulls whose mean is not 0, but the mean is the value's.
+    pulls = {seed: np.asarray(spread[seed]) - np.mean(spread[seed]) for seed in values}
+    return np.concatenate([value + pulls[seed] for seed, value in values.items()])
 
 
 def _error(values: Float[np.ndarray, "n"]) -> float:

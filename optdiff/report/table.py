@@ -92,7 +92,10 @@ def notes(
     if len(failures) > KINDS_OF_FAILURE:
         lines.append(f"✗ and {len(failures) - KINDS_OF_FAILURE} more kinds of failure.")
     refused = {n: why for b in board_list for c in b.cells.values() for n, why in c.refused.items()}
-    lines += [f"Not measured: {n}: {literal.markdown(why)}." for n, why in refused.items()]
+    lines += [
+        f"Not measured: {literal.markdown(n)}: {literal.markdown(why)}."
+        for n, why in refused.items()
+    ]
     lines += [f"**Damaged**: {literal.markdown(one)}" for one in damage[:KINDS_OF_FAILURE]]
     if len(damage) > KINDS_OF_FAILURE:
         lines.append(f"**Damaged**: and {len(damage) - KINDS_OF_FAILURE} more.")
@@ -113,10 +116,16 @@ def notes(
 def _known(cell: Cell | None, metric: str) -> list:
     """What a line of the CSV says of a cell, from its costs to the number of seeds that failed."""
     if cell is None:
-        return [None, None, metric, None, None, None, 0, 0]
+        return [None, None, literal.spreadsheet(metric), None, None, None, 0, 0]
     costs = [None if math.isnan(cost) else cost for cost in (cell.nfe, cell.passes)]
     value = summary(cell, metric) or Interval(None, None, None)
-    return [*costs, metric, *value, len(cell.values.get(metric, ())), len(cell.errors)]
+    return [
+        *costs,
+        literal.spreadsheet(metric),
+        *value,
+        len(cell.values.get(metric, ())),
+        len(cell.errors),
+    ]
 
 
 def _text(

@@ -1,5 +1,6 @@
 """What a row is: its fields, the key that names its job, and how it is written and read back."""
 
+import copy
 import hashlib
 import json
 import math
@@ -118,7 +119,7 @@ def settled(row: Row) -> Row:
     Raises:
       ValueError: if fields are missing or unknown, naming them.
     """
-    row = NEWER | row
+    row = copy.deepcopy(NEWER) | row
     fields = Row.__annotations__.keys()
     missing, unknown = sorted(fields - row.keys()), sorted(row.keys() - fields)
     if missing or unknown:
@@ -142,7 +143,7 @@ def read_row(line: bytes) -> Row:
         raise ValueError("nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}, not an object with fields")
-    row = NEWER | row
+    row = copy.deepcopy(NEWER) | row
     if missing := [field for field in Row.__annotations__ if field not in row]:
         raise ValueError(f"without {', '.join(missing)}")
     for field, (words, fits) in _KINDS.items():

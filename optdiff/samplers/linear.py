@@ -65,7 +65,8 @@ def linear(
 
     def update(eps, state, x=None, *, sigma, sigma_next, eps_fn=None, **unused):
         row = state.count * evals
-        own = _same(points[row], sigma) & _same(points[row + evals], sigma_next)
+        waits = sigma_next == sigma  # a clock may have samples wait; their move is not taken
+        own = waits | (_same(points[row], sigma) & _same(points[row + evals], sigma_next))
         if not isinstance(own, jax.core.Tracer) and not own.all():
             raise ValueError(
                 f"the matrix belongs to the levels {_shown(points[::evals])}, but a step goes from "

@@ -60,8 +60,8 @@ def order_of_step(
       ValueError: if either is below 1.
 
     >>> at = order_of_step(3, final_order=1)
-    >>> [at(jnp.array(taken), 5 - taken).item() for taken in (1, 2, 3, 4)]
-    [1, 2, 2, 1]
+    >>> [at(jnp.array(taken), 5 - taken).item() for taken in (1, 2, 3, 4, 5)]
+    [1, 2, 2, 1, 1]
     """
     for name, value in {"final_order": final_order, "lower_below": lower_below}.items():
         if value is not None and not value >= 1:
@@ -71,7 +71,8 @@ def order_of_step(
         reached = jnp.minimum(count, order)
         if final_order is None:
             return reached
-        lowered = jnp.minimum(reached, final_order + steps_left - 1)
+        # An ending by the sampler's own step has no steps left; an order of 0 would be no step.
+        lowered = jnp.minimum(reached, jnp.maximum(final_order + steps_left - 1, 1))
         if lower_below is None:
             return lowered
         return jnp.where(count + steps_left < lower_below, lowered, reached)

@@ -19,6 +19,7 @@ from optdiff.analysis.coefficients import (
     memory,
     orders,
 )
+from optdiff.clocks import stopping
 from optdiff.grids import karras
 from optdiff.noise import variance_exploding
 from optdiff.problems import gaussian, mixture
@@ -218,6 +219,14 @@ def test_a_matrix_is_refused_on_levels_that_are_not_its_own(problem, evals):
             sample(problem, sampler, other, keys)
     same = levels * (1 + 1e-7)  # as float32 keeps them
     assert jnp.isfinite(sample(problem, sampler, same[:3], keys)[0]).all()
+
+    some_stop = stopping(levels, below=1.0, from_level=11.0)
+    waiting, trace = sample(problem, sampler, levels, keys, clock=some_stop)
+    alone = heun() if evals == 2 else ddim()
+    assert (trace.nfe < evals * (len(levels) - 1)).any()
+    np.testing.assert_allclose(
+        waiting, sample(problem, alone, levels, keys, clock=some_stop)[0], rtol=1e-9
+    )
 
     @jax.jit
     def first_step(sigma, sigma_next):

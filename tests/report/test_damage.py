@@ -47,7 +47,9 @@ def test_a_metric_that_is_no_number_has_failed(tmp_path, value):
 )
 def test_what_users_wrote_is_letters_in_every_medium(tmp_path, name):
     for sampler in (name, "ddim"):
-        append(tmp_path, job(sampler, problem=name), traces(0, 8))
+        refused = {name: name}
+        row = job(sampler, problem=name, metrics={"w2": 1.0, name: 2.0}) | {"refused": refused}
+        append(tmp_path, row, traces(0, 8))
     report(tmp_path)
     for figure in ("figure.svg", "diagnostics.svg"):
         ElementTree.parse(tmp_path / figure)

@@ -78,6 +78,18 @@ def test_what_differs_is_told_apart_where_groups_say_so():
         assert {line["method"]: line["mark"] for line in lines_of(rows)}["m1"] == mark
 
 
+def test_a_mean_is_the_values_whatever_its_groups():
+    """Groups of unequal size pull unequally, and their pulls do not sum to nothing."""
+    rows = [
+        settled(
+            PLAIN | {"seed": seed, "metrics": {"w2": value}, "spread": {"w2": [3.0, -1.0, 0.5]}}
+        )
+        for seed, value in enumerate([1.0, 2.0])
+    ]
+    (line,) = csv.DictReader(table.tidy(boards(rows)).splitlines())
+    assert float(line["mean"]) == 1.5
+
+
 def test_intervals_are_students_and_wilsons():
     values = np.array([1.0, 2.0, 3.0, 6.0])
     mean, low, high = interval(values)
