@@ -87,7 +87,7 @@ def test_a_mean_is_the_values_whatever_its_groups():
         for seed, value in enumerate([1.0, 2.0])
     ]
     (line,) = csv.DictReader(table.tidy(boards(rows)).splitlines())
-    assert float(line["mean"]) == 1.5
+    assert float(line["mean"]) == pytest.approx(1.5)
 
 
 def test_intervals_are_students_and_wilsons():
