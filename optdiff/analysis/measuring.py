@@ -68,6 +68,7 @@ def measure(metrics: Metrics, measured: Measured) -> Scores:
       TypeError: if a metric asks for what neither `Measured` nor the problem has.
       ValueError: if every metric refused.
 
+    >>> import jax.numpy as jnp
     >>> from optdiff.problems import gaussian
     >>> drawn = Measured(gaussian(mean=[1.0, 2.0]), jnp.ones((1, 2)))
     >>> measure({"shift": lambda samples, mean: float(samples[0, 0] - mean[0])}, drawn).values

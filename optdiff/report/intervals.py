@@ -43,7 +43,7 @@ def interval(values: Float[np.ndarray, "n"]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, None, None)
-    half = _quantile(len(values)) * _error(values)
+    half = float(_quantile(len(values)) * _error(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -54,7 +54,7 @@ def share_interval(values: Float[np.ndarray, "n"], samples: int) -> Interval:
     their mean; where they do not differ, the number of samples.
 
     >>> low, high = share_interval(np.ones(8), 100)[1:]
-    >>> round(low, 3), high
+    >>> round(low, 3), round(high, 3)
     (0.947, 1.0)
     """
     mean = float(np.mean(values))
