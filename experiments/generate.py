@@ -103,7 +103,7 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
     jobs = [(row, first) for row in range(len(scales)) for first in range(0, count, batch)]
     if only is not None:  # with the company it had, whose number may move its last bits
         jobs = [job for job in jobs if job[0] * count + job[1] <= only][-1:]
-    pictures, previews = [], {}
+    pictures, previews, numbers = [], {}, []
     with bar(len(jobs) * len(way.levels), "step") as moving:
         for row, first in jobs:
             chosen = np.arange(first, first + batch) % count  # filled up: one shape, one program
@@ -122,18 +122,14 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
             images = to_pixels(model.decode(x0))[: count - first]
             moving.update()
             previews.setdefault("end", []).extend(images)
+            numbers += [f"{i:03}" for i in range(number, number + len(images))]
             for i, pixels in enumerate(images, number):
                 if only in (None, i):
                     write_png(folder / f"{i:03}.png", pixels, note | {"index": i})
                     pictures.append(pixels)
     if config["preview"]:
         shown = np.stack([*previews.values()], axis=1)  # (images, steps, h, w, 3)
-        names = [
-            f"{i:03}"
-            for row, first in jobs
-            for i in range(row * count + first, row * count + first + batch)
-        ]
-        path = sheet(shown.reshape(-1, *shown.shape[2:]), columns=[*previews], rows=names)
+        path = sheet(shown.reshape(-1, *shown.shape[2:]), columns=[*previews], rows=numbers)
         write_png(folder / "preview.png", path, note | {"index": None})
     if only is None:
         columns, rows = captions(config)

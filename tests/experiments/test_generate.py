@@ -248,6 +248,21 @@ def test_previews_show_every_so_many_steps(make, tmp_path):
     assert pixels(tmp_path / "a/preview.png").shape[1] == 3 * 192 + 4 * 8  # two steps and the end
 
 
+def test_a_preview_numbers_its_rows_as_the_files_are(make, tmp_path, monkeypatch):
+    """Also where the last batch of each scale is filled up."""
+    sheets, draw = [], generate.sheet
+    monkeypatch.setattr(generate, "sheet", lambda *a, **k: sheets.append((a, k)) or draw(*a, **k))
+    asked = ("images=3", "batch=2", "guidance=[2,7]", "preview=2")
+    files = make("a", "prompt=a red cube", *asked)
+    (shown,), words = sheets[0]
+    assert words["rows"] == [file.stem for file in files] and len(files) == 6
+    assert len(shown) == 6 * len(words["columns"])
+    for picture, file in zip(
+        shown[len(words["columns"]) - 1 :: len(words["columns"])], files, strict=True
+    ):
+        np.testing.assert_array_equal(picture, pixels(file))
+
+
 def test_what_is_not_as_it_was_is_said(make, folder, tmp_path, capsys):
     """Files that an image is made from are known by content, wherever they lie."""
     for name, colour in (("init.png", "red"), ("other.png", "blue")):
