@@ -120,6 +120,7 @@ def test_diffusers_reads_it_from_a_saved_pipeline(tokenizer, tmp_path):
     from stable_diffusion_folder import write
 
     from optdiff.nn.checkpoint import load, save
+    from optdiff.nn.clip.tokenizer import load_tokenizer
 
     pipeline = load(write(tmp_path / "theirs", "sd15"))
     save(tmp_path / "ours", dataclasses.replace(pipeline, tokenizers=(tokenizer,)))
@@ -128,6 +129,6 @@ def test_diffusers_reads_it_from_a_saved_pipeline(tokenizer, tmp_path):
         theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "ours").tokenizer
     padded = theirs(TEXTS, padding="max_length", truncation=True, return_tensors="np").input_ids
     np.testing.assert_array_equal(padded, tokenize(tokenizer, TEXTS, length=32))
-    np.testing.assert_array_equal(
-        tokenize(load(tmp_path / "ours").tokenizers[0], TEXTS, length=32), padded
-    )
+    # Its encoder knows fewer words than this tokenizer, which `load` refuses.
+    ours = load_tokenizer(tmp_path / "ours/tokenizer")
+    np.testing.assert_array_equal(tokenize(ours, TEXTS, length=32), padded)
