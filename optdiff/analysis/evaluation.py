@@ -7,11 +7,10 @@ made once. What is measured of samples is `measuring`'s, what a job writes down 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from optdiff.analysis.measuring import Measured, Metrics, attribute, check, comparing, score, wants
-from optdiff.keys import FLOOR, REFERENCE
+from optdiff.keys import FLOOR, REFERENCE, fold_in
 from optdiff.sample import Trace, sample, sample_keys, start
 from optdiff.types import Cond, Grid, Levels, Problem, Sampler, Samples
 
@@ -73,10 +72,10 @@ def setting(
     keys = sample_keys(seed, samples)
     cond = problem.condition(keys)
     wanted = any("reference" in wants(metric) for metric in metrics.values())
-    reference = problem.reference(_tagged(keys, REFERENCE), cond) if wanted else None
+    reference = problem.reference(fold_in(keys, REFERENCE), cond) if wanted else None
     floor, refused = {}, {}
     if (target := attribute(problem, "target")) is not None:
-        good = Measured(problem, target(_tagged(keys, FLOOR), cond), reference, cond)
+        good = Measured(problem, target(fold_in(keys, FLOOR), cond), reference, cond)
         floor, _, refused = score(comparing(metrics), good)
     exact = jnp.asarray(
         remember(lambda: _exact(problem, sigma, seed, samples, batch, solver)), float
@@ -129,10 +128,3 @@ def _exact(problem, sigma, seed, samples, batch, solver) -> Samples:
     levels = solver.grid(problem.schedule._replace(sigma_max=float(sigma)), solver.levels)
     x0, _ = draw(problem, solver.sampler, levels, seed=seed, samples=samples, batch=batch)
     return x0
-
-
-_fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
-
-
-def _tagged(keys, tag):
-    return _fold_in(keys, tag)
