@@ -1,6 +1,6 @@
 """Which samplers are one sampler: `python experiments/identities.py` reads it off their matrices.
 
-Writes results/identities/table.md (what each linear sampler's matrix says, and which coincide) and
+Writes outputs/identities/README.md (what each linear sampler's matrix says, and which coincide) and
 matrices.svg (some of them side by side).
 """
 
@@ -103,7 +103,7 @@ def headed(config: DictConfig, body: str, groups: list[list[str]]) -> str:
         [
             "# Which samplers are one sampler",
             "",
-            "    python experiments/identities.py",
+            "    python experiments/identities.py out=results/identities",
             "",
             f"On {config.levels} Karras levels from {config.sigma_max:g} to {config.sigma_min:g}, "
             "in float64; parameters are those of the yamls, or as named. These have the same "
