@@ -2,12 +2,14 @@
 
 A note keeps a whole configuration, with the `_target_`s that were run. Here they are compared, and
 not run: a group is rebuilt from the choice of `conf` that has the same ones at the same places, and
-takes nothing but plain parameters from the note.
+takes nothing but plain parameters from the note. What these name outside the image is opened, and
+more than `MOST` of anything made, only if that is trusted.
 """
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from optdiff.nn.checkpoint import checkpoint_files
 from optdiff.nn.hub import locate
 from optdiff.problems.captioned_digits import SHIPPED
 from optdiff.provenance import content_digest
+from optdiff.results import leaves
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("problem", "sampler", "grid")
@@ -30,6 +33,15 @@ the next note; its prompts are noted instead."""
 
 OURS = "optdiff.problems.captioned_digits.text_to_image"
 """The problem that needs no path: its model comes with optdiff."""
+
+OUTSIDE = {
+    ("init_image",), ("latents",), ("problem", "path"), ("problem", "like"), ("problem", "variant"),
+    ("problem", "revision"),
+}  # fmt: skip
+"""Entries that say which files are read, or fetched from the hub."""
+
+MOST = 4096
+"""The largest whole number, seeds aside, and the longest list that a note decides."""
 
 SAYING = ("_target_", "_args_")
 """Of what Hydra's `instantiate` is told, what is run and on what; the rest says how."""
@@ -95,7 +107,8 @@ def laid_over(now: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]
     What `changed` names stays as it is; so does all that names code, unless `trust` says otherwise.
 
     Raises:
-      ConfigError: if the note has another entry than the configuration, or runs something else.
+      ConfigError: if the note has another entry than the configuration, or runs something else, or
+        would take what lies outside it or more than `MOST`, and that is not trusted.
     """
     changed = [tuple(name.split(".")) for name in now["changed"]]
     then, taken = dict(note["config"]), {}
@@ -120,7 +133,16 @@ def laid_over(now: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]
     if "problem" in anew or {"problem.variant", "problem.revision"} & anew:
         anew.add("problem.path")
     before = {name: digest for name, digest in note["digests"].items() if name not in anew}
-    return {**_overlaid(now, then, changed), **taken, "digests": before}
+    config = {**_overlaid(now, then, changed), **taken}
+    if wide := ", ".join(_wide(config, now)):
+        said = f"from: {now['from']} asks for {wide}"
+        if not now["trust"]:
+            raise ConfigError(
+                f"{said}. Give what you mean of it anew, or have it all, if you know who made the "
+                "image: trust=true"
+            )
+        print(f"{said}; trusted, so it is taken", file=sys.stderr)
+    return config | {"digests": before}
 
 
 def digests(config: Mapping[str, Any]) -> dict[str, str]:
@@ -141,6 +163,26 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
             print(f"from: {name} = {named} holds something else than then, so this is another "
                   "picture", file=sys.stderr)  # fmt: skip
     return now
+
+
+def _wide(config: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What a note has put into a configuration that names files, or more than `MOST`, in words."""
+    ours, counts = dict(leaves(now)), {}
+    for place, value in leaves(config):
+        if value is None or ours.get(place) == value:
+            continue
+        count = len(value) if isinstance(value, list) else value
+        counts[place] = count if type(count) is int and place[-1] not in ("seed", "seed_to") else 1
+        if place in OUTSIDE or counts[place] > MOST:
+            yield f"{'.'.join(place)} = {_letters(value)}"
+    number = prod(counts.get((name,), 1) for name in ("prompt", "guidance", "images"))
+    if number > MOST >= max(counts.values(), default=0):
+        yield f"{number} images"
+
+
+def _letters(value: Any) -> str:
+    """A value as 200 letters of a line, none of which a terminal obeys."""
+    return repr(str(value))[1:-1][:200]
 
 
 def _overlaid(now: Any, then: Any, changed: Sequence[Place]) -> Any:
@@ -200,7 +242,8 @@ def _code(config: Any) -> dict[Place, Any]:
 def _runs(config: Any) -> str:
     """The code that a configuration names, in words."""
     code = {place: value for place, value in _code(config).items() if place[-1] in SAYING}
-    return ", ".join(f"{'.'.join(map(str, place))} = {value}" for place, value in code.items())
+    said = (f"{'.'.join(map(str, place))} = {_letters(value)}" for place, value in code.items())
+    return ", ".join(said)
 
 
 def _faults(note: Any) -> Iterator[str]:

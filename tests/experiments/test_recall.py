@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,56 @@ def test_a_strangers_prompts_are_not_read_from_files(ask, note):
 
 
 @pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("init_image", "secret.png", "init_image = secret.png"),
+        ("latents", "two\nlines\x1b[2J", r"latents = two\\nlines\\x1b\[2J"),
+        ("latents", 7, "latents = 7"),
+        ("problem.path", "owner/name", "problem.path = owner/name"),
+        ("problem.path", "/", "problem.path = /"),
+        ("problem.variant", "../x", r"problem.variant = \.\./x"),
+        ("problem.revision", "refs/pr/3", "problem.revision = refs/pr/3"),
+        ("problem.like", "/", "problem.like = /"),
+        ("sampler.order", 10**9, "sampler.order = 10{9}"),
+        ("images", 10**12, "images = 10{12}"),
+        ("nfe", 10**9, "nfe = 10{9}"),
+        ("batch", 4097, "batch = 4097"),
+        ("height", 10**6, "height = 10{6}"),
+        ("width", 10**6, "width = 10{6}"),
+        ("preview", 10**6, None),  # which no note decides
+        ("prompt", ["a"] * 5000, r"prompt = \['a', 'a'"),
+        ("prompt", ["a"] * 4096, None),
+        ("guidance", [2.5] * 5000, r"guidance = \[2.5, 2.5"),
+        ("seed", 10**12, None),
+    ],
+)
+def test_files_and_huge_counts_that_a_stranger_names_are_asked_about(
+    ask, note, capsys, name, value, said
+):
+    group, _, entry = name.partition(".")
+    config = read(note())["config"]
+    image = note(**{group: config[group] | {entry: value} if entry else value})
+    if said is None:
+        ask(f"from={image}")
+        return
+    assert re.search(f"stranger.png asks for {said}.*: trust=true", refused(ask, image))
+    with suppress(ConfigError):  # from where such files are read
+        ask(
+            f"from={note(**{group: config[group] | {entry: value} if entry else value})}",
+            "trust=true",
+        )
+    assert re.search(f"{said}.*; trusted, so it is taken\n", capsys.readouterr().err)
+
+
+def test_many_of_each_are_more_together(ask, note):
+    many = {"prompt": ["a"] * 300, "guidance": [2.0] * 300, "images": 300}
+    assert "asks for 27000000 images. " in refused(ask, note(**many))
+    image = note(**many, latents="secret", nfe=10**9)
+    anew = ask(f"from={image}", "images=1", "prompt=b", "latents=null", "nfe=3")[0]
+    assert (anew["prompt"], anew["images"], anew["latents"], anew["nfe"]) == (["b"], 1, None, 3)
+
+
+@pytest.mark.parametrize(
     "whole, said",
     [
         (None, "does not say how it was made"),
@@ -148,7 +200,6 @@ def test_a_strangers_prompts_are_not_read_from_files(ask, note):
         ({"config": {"prompt": []}}, "prompt = None must be words"),
         ({"config": {"images": None, "nfe": [4]}}, r"nfe = \[4\] must be a whole number"),
         ({"config": {"guidance": {"a": 1}}}, "guidance"),
-        ({"config": {"latents": 7}}, "latents: .*'7'"),
         ({"config": {"strength": "x", "init_image": None}}, "strength says how far"),
     ],
 )
@@ -161,9 +212,7 @@ def test_a_note_that_is_none_is_refused_in_a_line(ask, note, whole, said):
     if whole is not None:
         chunks.add_text("optdiff", whole)
     Image.fromarray(HARMLESS).save(image, pnginfo=chunks)
-    from re import search
-
-    assert search(said, refused(ask, image))
+    assert re.search(said, refused(ask, image))
 
 
 def test_ones_own_code_needs_to_be_trusted(ask, capsys):
@@ -193,8 +242,8 @@ def test_ones_own_code_needs_to_be_trusted(ask, capsys):
 def test_what_our_choices_made_is_made_again_with_its_parameters(ask, arguments):
     config, _ = ask("prompt=a ${x} \\${y}", *arguments)
     write_png("a.png", HARMLESS, {"config": config, "index": None})
-    again, _ = ask("from=a.png")
-    assert {**again, "from": None, "changed": []} == config | {"digests": {}}
+    again, _ = ask("from=a.png", "trust=true")  # a path among them
+    assert {**again, "from": None, "changed": [], "trust": False} == config | {"digests": {}}
 
 
 def test_a_parameter_of_what_is_recalled_can_be_changed(ask):
