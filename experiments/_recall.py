@@ -7,13 +7,15 @@ more than `MOST` of anything made, only if that is trusted.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 from _errors import ConfigError
 from omegaconf import OmegaConf
 
@@ -21,10 +23,11 @@ from optdiff.images import read_note
 from optdiff.nn.checkpoint import checkpoint_files
 from optdiff.nn.hub import locate
 from optdiff.problems.captioned_digits import SHIPPED
-from optdiff.provenance import content_digest
-from optdiff.results import leaves
+from optdiff.provenance import content_digest, stamp
+from optdiff.results import leaves, remember
 
 CONF = Path(__file__).parents[1] / "conf"
+CACHE = Path("outputs/.cache")  # deleting it costs time and nothing else
 GROUPS = ("problem", "sampler", "grid")
 
 OF_THE_CALL = ("from", "out", "preview", "trust", "changed", "digests", "prompt_file")
@@ -156,13 +159,22 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
         patterns = checkpoint_files(problem.get("variant"))
         root = locate(path, patterns, problem.get("revision"))
         # Parts of which there is no such variant are plain.
-        now["problem.path"] = content_digest(root, {*patterns, *checkpoint_files()})
+        now["problem.path"] = _digest_once(root, {*patterns, *checkpoint_files()})
     for name, digest in config.get("digests", {}).items():
         if now.get(name, digest) != digest:
             named = files.get(name, path)
             print(f"from: {name} = {named} holds something else than then, so this is another "
                   "picture", file=sys.stderr)  # fmt: skip
     return now
+
+
+def _digest_once(root: Path, patterns: Collection[str]) -> str:
+    """`content_digest` of a checkpoint, whose gigabytes are read once while its stamp is the same;
+    or each time, where nothing can be kept."""
+    depends = {"path": str(root.resolve()), "patterns": sorted(patterns), "stamp": stamp(root)}
+    with suppress(OSError):
+        return str(remember(CACHE, depends, lambda: np.array(content_digest(root, patterns))))
+    return content_digest(root, patterns)
 
 
 def _wide(config: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

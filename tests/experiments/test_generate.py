@@ -78,7 +78,7 @@ def test_one_command_makes_the_image_that_diffusers_makes(folder, tmp_path):
     command = [sys.executable, EXPERIMENTS / "generate.py", *arguments, f"prompt={prompt}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    [out] = (tmp_path / "outputs").iterdir()
+    [out] = (tmp_path / "outputs").glob("[!.]*")
     assert str((out / "grid.png").relative_to(tmp_path)) in done.stdout
     assert read_note(out / "000.png")["config"]["prompt"] == [prompt]
 

@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import _recall
 import numpy as np
 import pytest
 from _build import build
@@ -16,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from optdiff.images import read_note, write_png
+from optdiff.provenance import content_digest
 
 HARMLESS = np.zeros((8, 8, 3), np.uint8)
 MARKER = "ran"
@@ -266,3 +268,19 @@ def test_choices_of_ones_own_are_known_where_they_are_named(ask, tmp_path):
     assert "sampler=gentle" in completed(["--config-dir=mine", "from=a.png"])
     with pytest.raises(ConfigError, match="no choice of sampler runs what made"):
         completed(["from=a.png"])
+
+
+def test_a_checkpoint_is_read_once_for_its_digest_while_it_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    asked = {"problem": {"_target_": "x", "path": "model"}, "init_image": None, "latents": None}
+    whole, read = content_digest, []
+    monkeypatch.setattr(_recall, "content_digest", lambda *a: (read.append(a), whole(*a))[1])
+    for text, times in (("one", [1, 1]), ("another", [2, 2])):
+        weights.write_text(text)
+        for count in times:
+            assert _recall.digests(asked) == {"problem.path": whole("model")}
+            assert len(read) == count
+    monkeypatch.setattr(_recall, "CACHE", weights / "no folder")
+    assert _recall.digests(asked) == {"problem.path": whole("model")} and len(read) == 3
