@@ -61,7 +61,8 @@ def sheet(
     """Pictures in reading order with gaps between them, a head above each column and words above
     each row; small ones enlarged by a whole number.
 
-    Words are literal: no markup, control characters by their escapes, up to four lines of them.
+    Words are literal: no markup, up to four lines of them, and by their escapes control characters
+    and those that the font lacks, such as Chinese.
 
     >>> sheet(np.zeros((2, 256, 256, 3), np.uint8), columns=["a", "b"], rows=["$1"]).shape[1]
     536
@@ -92,8 +93,9 @@ def sheet(
 
 def _lines(words: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
     """Words on lines that fit, broken between them where that can be."""
-    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in words[:2000])
-    rest = "".join(escaped)
+    known = _letters()
+    shown = (c if c.isprintable() and ord(c) in known else ascii(c)[1:-1] for c in words[:2000])
+    rest = "".join(shown)
     lines = []
     while rest and len(lines) < most:
         fits = bisect.bisect_right(
@@ -110,10 +112,22 @@ def _lines(words: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> l
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(), size)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """The characters that the font can draw; it draws all others as one and the same box."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file()).get_charmap())
+
+
+def _font_file() -> str:
     """Matplotlib's, which is there wherever figures are drawn and has most alphabets."""
     from matplotlib import get_data_path
 
-    return ImageFont.truetype(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    return str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 
 
 def write_png(path: str | Path, pixels: Pixels, note: Any = None) -> None:

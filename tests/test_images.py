@@ -95,6 +95,16 @@ def test_sheets_bear_any_words(words):
     assert (whole[:, 208:216] == 255).all(-1).any() and (whole[:8] == 255).all()
 
 
+def test_letters_that_the_font_lacks_are_told_apart():
+    """They would all be the same box; others stand as they are."""
+    drawn = [
+        sheet(PIXELS[:1], columns=[""], rows=[words]) for words in ("七", r"\u4e03", "八", "é")
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+    assert (drawn[3] != sheet(PIXELS[:1], columns=[""], rows=[r"\xe9"])).any()
+
+
 def test_what_is_no_image_or_says_nothing_is_refused(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     write_png(tmp_path / "silent.png", PIXELS[0])
