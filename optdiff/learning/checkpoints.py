@@ -4,6 +4,7 @@ This file is the only one that knows Orbax. A checkpoint is a folder named by it
 the state, where the stream of each process stood, and the digests of the files of both.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -27,6 +28,10 @@ from optdiff.learning.step import State
 
 DIGESTS = "SHA256SUMS"
 """The file of a checkpoint that says what the others hold: `sha256sum -c` reads it too."""
+
+
+ROOM = 2**20
+"""Bytes that a checkpoint takes beside its arrays, at most."""
 
 
 class SaveError(OSError):
@@ -70,6 +75,7 @@ class Checkpoints:
         fresh = self.folder / f"{step}.new"
         positions = {"positions": _of_every_process(position)}
         with _save_errors(fresh):
+            _require_room(self.folder, state)
             written = ocp.save_async(fresh, state, overwrite=True, custom_metadata=positions)
         self._landing = self._thread.submit(self._land, written, fresh)
 
@@ -172,6 +178,22 @@ def _save_errors(fresh: Path) -> Iterator[None]:
             f"{fresh.with_suffix('')} could not be written ({_in_a_line(error)}); the checkpoints "
             "before it are whole"
         ) from error
+
+
+def _require_room(folder: Path, state: State) -> None:
+    """Refuse a state that the disk has no room for before any of it is written: when a disk fills
+    up under Orbax, its threads print pages.
+
+    Raises:
+      OSError: saying how much it takes.
+    """
+    takes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM
+    free = shutil.disk_usage(folder).free
+    if free < takes:
+        raise OSError(
+            f"{os.strerror(errno.ENOSPC)}: it takes up to {takes / 1e6:.1f} MB, and "
+            f"{free / 1e6:.1f} are free"
+        )
 
 
 def _digests(checkpoint: Path) -> list[tuple[str, str]]:

@@ -234,6 +234,21 @@ def test_what_cannot_be_written_is_one_line_and_leaves_what_was(tmp_path, capfd)
     assert_same(state, state_of(1, large))
 
 
+def test_what_a_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch, capfd):
+    """A disk of 20 kB, which Orbax would meet with a traceback for each array."""
+    usage = shutil.disk_usage(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), position_of(1))
+        checkpoints.wait()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20_000))
+        with pytest.raises(SaveError, match=r"/2 could .*: it takes up to 1\.\d MB, and 0\.0 are"):
+            checkpoints.save(state_of(2), position_of(2))
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "1"
+    ] and "Traceback" not in capfd.readouterr().err
+    assert restored(tmp_path) == (1, [])
+
+
 def test_where_nothing_was_saved_nothing_is_restored(tmp_path):
     with Checkpoints(tmp_path / "new") as checkpoints:
         assert checkpoints.restore(state_of(0)) is None
