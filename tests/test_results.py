@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -206,15 +207,31 @@ def test_derived_files_are_whole_or_absent(tmp_path, monkeypatch):
     assert (tmp_path / "table.md").read_bytes() == b"old"
 
 
-def test_a_full_disk_is_reported_and_its_torn_line_mended(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_any_byte_is_reported_and_loses_no_row(tmp_path):
+    """The kernel cuts files off at so many bytes, artifact and log alike: of a line it writes what
+    fits."""
     append(tmp_path, make_row("a"))
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:100]))
-    with pytest.raises(OSError, match="is the disk full"):
-        append(tmp_path, make_row("b"))
-    monkeypatch.undo()
-    append(tmp_path, make_row("c"))
-    assert [row["key"] for row in load(tmp_path)] == ["a", "c"]
+    log = tmp_path / "rows.jsonl"
+    before, limits, torn = log.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE), 0
+    for size in np.linspace(0, 2 * len(before), 96, dtype=int).tolist():
+        log.write_bytes(before)
+        said = ""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            append(tmp_path, make_row("b"), {"samples": np.full(9, size)})
+        except OSError as error:
+            said = str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (said == "") == (size == 2 * len(before))
+        assert not said or "is the disk full?" in said or "File too large" in said
+        torn += len(before) < log.stat().st_size < 2 * len(before)
+        kept = ["a"] if said else ["a", "b"]
+        assert [row["key"] for row in load(tmp_path)] == kept, size
+        append(tmp_path, make_row("c"))
+        assert [row["key"] for row in load(tmp_path)] == [*kept, "c"], size
+    assert torn >= 43
+    assert load_artifact(tmp_path, "b")["samples"].tolist() == [2 * len(before)] * 9
 
 
 CROWD = """
