@@ -148,6 +148,13 @@ def workers(process):
     return {child for child, parent in pairs if parent == process.pid}
 
 
+def commandline(number):
+    try:
+        return Path(f"/proc/{number}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def alive(number):
     try:
         os.kill(number, 0)
@@ -158,8 +165,8 @@ def alive(number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_the_sweep(tmp_path, how):
+def test_workers_end_with_the_sweep(tmp_path):
+    """By SIGTERM; by SIGKILL is below."""
     seeds = "seed=" + ",".join(map(str, range(200)))
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1", seeds, *joblib]
@@ -170,7 +177,7 @@ def test_workers_end_with_the_sweep(tmp_path, how):
         assert process.poll() is None
         time.sleep(0.05)
     started = workers(process)
-    process.send_signal(how)
+    process.send_signal(signal.SIGTERM)
     process.wait()
     time.sleep(2)
     assert started and not any(map(alive, started))
@@ -179,6 +186,42 @@ def test_workers_end_with_the_sweep(tmp_path, how):
     assert log.read_bytes() == lines
     rows = [json.loads(line) for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
     assert len({row["key"] for row in rows}) == len(rows) >= 3
+
+
+@pytest.mark.slow
+def test_kills_under_joblib_lose_and_double_no_row(tmp_path):
+    """Of the sweep and of its workers by turns, after ever more rows; then it is finished."""
+    jobs = 24
+    seeds = "seed=" + ",".join(map(str, range(jobs)))
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1", seeds, *joblib]
+    log, seen = tmp_path / "results/mine/rows.jsonl", set()
+
+    def whole():
+        lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+        return [json.loads(line)["key"] for line in lines if line.endswith(b"\n")]
+
+    for kill in range(4):
+        with open(tmp_path / "said", "w") as said:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said)
+        if kill == 3:
+            break
+        while len(whole()) < 1 + 6 * kill:
+            assert process.poll() is None
+            time.sleep(0.01)
+        its = [n for n in workers(process) if "popen_loky" in commandline(n)]
+        os.kill(its[kill % len(its)] if kill % 2 else process.pid, signal.SIGKILL)
+        code = process.wait(60)
+        if kill % 2:
+            assert code == 1 and "takes up where it stopped" in (tmp_path / "said").read_text()
+        time.sleep(2)
+        assert its and not any(map(alive, its))
+        assert seen <= set(whole())
+        seen = set(whole())
+    assert process.wait(60) == 0
+    keys = whole()
+    assert len(keys) == len(set(keys)) == jobs and seen <= set(keys)
+    assert all(results.load_artifact(log.parent, key) is not None for key in keys)
 
 
 @pytest.mark.slow
