@@ -99,6 +99,10 @@ def halved(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def emptied(file):
+    file.write_bytes(b"")
+
+
 def longer(file):
     file.write_bytes(file.read_bytes() + b"0")
 
@@ -123,7 +127,7 @@ def files_of(checkpoint):
     return [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
 
 
-WAYS = [flipped, halved, longer, Path.unlink, a_folder]
+WAYS = [flipped, halved, emptied, longer, Path.unlink, a_folder]
 
 
 def damaged(saved, number, way, folder):
