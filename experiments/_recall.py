@@ -52,6 +52,11 @@ SAYING = ("_target_", "_args_")
 Place = tuple[str | int, ...]
 
 
+def note_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `read` is to find in the images of a settled configuration, but for their index."""
+    return {"config": _lasting(config), "digests": digests(config)}
+
+
 def read(image: str) -> dict[str, Any]:
     """The note of an image, as far as it is one of ours.
 
@@ -71,8 +76,8 @@ def read(image: str) -> dict[str, Any]:
         fault = "it is nested too deeply"
     if fault:
         raise ConfigError(f"from: {image}: its note is none of generate.py's: {fault}")
-    config = {name: value for name, value in note["config"].items() if name not in OF_THE_CALL}
-    return {"index": None, "digests": {}} | note | {"config": {"grid": None} | config}
+    config = {"grid": None} | _lasting(note["config"])
+    return {"index": None, "digests": {}} | note | {"config": config}
 
 
 def choices(
@@ -166,6 +171,10 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
             print(f"from: {name} = {named} holds something else than then, so this is another "
                   "picture", file=sys.stderr)  # fmt: skip
     return now
+
+
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in OF_THE_CALL}
 
 
 def _digest_once(root: Path, patterns: Collection[str]) -> str:

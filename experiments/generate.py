@@ -21,7 +21,7 @@ from _build import build
 from _errors import as_overrides
 from _generate import captions, completed, recalled, refuse, settled
 from _progress import bar
-from _recall import OF_THE_CALL, digests
+from _recall import note_of
 from _sweep import end_with_parent, run, single
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -97,8 +97,7 @@ def generate(config: dict[str, Any], folder: Path, only: int | None = None) -> N
         refuse([f"out: {error}"])
     if only is None:
         np.save(folder / "latents.npy", noise[: config["images"]])
-    note = {"config": {name: v for name, v in config.items() if name not in OF_THE_CALL}}
-    note["digests"] = digests(config)
+    note = note_of(config)
     count, batch = len(x), min(config["batch"], len(x))
     jobs = [(row, first) for row in range(len(scales)) for first in range(0, count, batch)]
     if only is not None:  # with the company it had, whose number may move its last bits
