@@ -314,6 +314,32 @@ def test_what_is_remembered_is_computed_once(tmp_path):
     assert results.remember(tmp_path, {"seed": 2}, lambda: np.zeros(1)) == 0  # not a failure
 
 
+def test_a_flipped_bit_is_told_and_never_used(tmp_path):
+    """What comes back is what was written, or nothing, wherever the bit is."""
+    append(tmp_path, make_row("k"), {"samples": np.arange(6.0), "sigma": np.arange(3)})
+    results.remember(tmp_path, {"seed": 1}, lambda: np.arange(6.0))
+    artifact, (kept,) = tmp_path / "artifacts" / "k.npz", tmp_path.glob("*/array.npz")
+    whole, refused = artifact.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        artifact.write_bytes(flipped(whole, place))
+        try:
+            back = load_artifact(tmp_path, "k")
+        except ValueError as error:
+            assert "k.npz cannot be read" in str(error)
+            refused += 1
+        else:
+            assert back["samples"].tolist() == [0, 1, 2, 3, 4, 5] and back["sigma"].size == 3
+    assert refused > 50
+    kept.write_bytes(flipped(kept.read_bytes(), 60))
+    with pytest.warns(UserWarning, match="array.npz cannot be read .*; computed again"):
+        again = results.remember(tmp_path, {"seed": 1}, lambda: np.arange(6.0))
+    assert again.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
 def test_results_is_light(tmp_path):
     program = "import sys, optdiff.results; print(*sys.modules)"
     loaded = spawn(program, stdout=subprocess.PIPE, text=True).communicate()[0].split()

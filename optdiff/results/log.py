@@ -8,17 +8,31 @@ import fcntl
 import io
 import json
 import os
+import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 from optdiff.results.row import Row, config_key, identity, plain, read_row, settled
 
 if TYPE_CHECKING:
     import numpy as np
+
+UNREADABLE = (
+    BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    EOFError,
+    OSError,
+)
+"""What a damaged file of arrays raises, by where the damage is."""
 
 
 def append(study: str | Path, row: Row, artifact: "Mapping[str, np.ndarray] | None" = None) -> Row:
@@ -98,15 +112,12 @@ def load_artifact(study: str | Path, key: str) -> "dict[str, np.ndarray] | None"
     Raises:
       ValueError: if the file is not whole, naming it.
     """
-    import numpy as np
-
     path = Path(study) / "artifacts" / f"{key}.npz"
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (BadZipFile, ValueError, EOFError, zlib.error, OSError) as error:
+        return _unpack(path)
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read ({error}); delete it and run the job again with refresh=all"
         ) from None
@@ -181,24 +192,24 @@ def remember(
 ) -> "np.ndarray":
     """An expensive array, computed once for everything that it depends on and kept on disk.
 
-    Processes that ask for the same array at the same time wait for the first of them.
+    Processes that ask for the same array at the same time wait for the first of them. What was kept
+    and cannot be read is computed again, with a warning.
 
     Args:
       folder: the cache; deleting it costs time and nothing else.
       depends: plain values that determine the array, the source that computes it among them.
       compute: makes the array.
     """
-    import numpy as np
-
     entry = Path(folder) / config_key(depends)
-    path = entry / "array.npy"
+    path = entry / "array.npz"
     with _locked(entry):
-        with suppress(FileNotFoundError, ValueError, EOFError):  # there is none, or half of one
-            return np.load(path, allow_pickle=False)
-        buffer = io.BytesIO()
-        np.save(buffer, np.asarray(compute()), allow_pickle=False)
-        _replace(path, buffer.getvalue())
-        return np.load(path, allow_pickle=False)
+        if path.exists():
+            try:
+                return _unpack(path)["array"]
+            except UNREADABLE as error:
+                warnings.warn(f"{path} cannot be read ({error}); computed again", stacklevel=4)
+        _replace(path, _pack({"array": compute()}))
+        return _unpack(path)["array"]
 
 
 def _pack(artifact: "Mapping[str, np.ndarray]") -> bytes:
@@ -214,6 +225,17 @@ def _pack(artifact: "Mapping[str, np.ndarray]") -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
+
+
+def _unpack(path: Path) -> "dict[str, np.ndarray]":
+    """What `_pack` packed. Members are read whole, since only then is their checksum compared."""
+    import numpy as np
+
+    with ZipFile(path) as archive:
+        return {
+            name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+            for name in archive.namelist()
+        }
 
 
 @contextmanager
