@@ -1,7 +1,8 @@
 """The words every room shares: shapes, protocols, and the meaning of a noise level.
 
 Everything runs in sigma-coordinates, `x = x0 + sigma * n` with `n ~ N(0, I)`. This file owns the
-types that cross room borders and imports nothing of optdiff; what the types do lives elsewhere.
+types that cross room borders, what a gradient says of the data (`data_prediction`), and how
+constructors refuse arguments (`within`). It imports nothing of optdiff.
 """
 
 import functools
@@ -164,8 +165,9 @@ def within(**ranges: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a constructor so that it refuses arguments outside of these ranges.
 
     Args:
-      ranges: by parameter, as in mathematics: "(-1, 1)", "[0, inf)". NaN is in none of them. None
-        and what is being traced pass.
+      ranges: by parameter, as in mathematics: "(-1, 1)", "[0, inf)". NaN is in none of them. What
+        is being traced passes, and None where it is the default. A parameter annotated int takes
+        whole numbers alone.
 
     Raises:
       ValueError: when the decorated function is called, for a value that is no number or outside.
@@ -182,7 +184,11 @@ def within(**ranges: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def checked(*args, **kwargs):
             arguments = signature.bind_partial(*args, **kwargs).arguments
             for name in ranges.keys() & arguments.keys():
-                check_range(name, arguments[name], ranges[name])
+                parameter, value = signature.parameters[name], arguments[name]
+                if value is None and parameter.default is not None:
+                    raise ValueError(f"{name} = None is no number; it is in {ranges[name]}")
+                whole = parameter.annotation in (int, int | None)
+                check_range(name, value, ranges[name], whole=whole)
             return function(*args, **kwargs)
 
         checked.ranges = ranges
@@ -191,16 +197,21 @@ def within(**ranges: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def check_range(name: str, value: Any, allowed: str) -> None:
-    """Raise ValueError unless a number, or all of an array, is in a range; see `within`."""
+def check_range(name: str, value: Any, allowed: str, *, whole: bool = False) -> None:
+    """Raise ValueError unless a number, or all of an array, is in a range, and whole if it is to
+    be; see `within`. None passes."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
     try:
         numbers = np.asarray(value, float)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} = {value!r} is no number; it is in {allowed}") from None
+        numbers = None
+    if numbers is None or np.asarray(value).dtype.kind in "bSU":  # numpy reads true and "0.5" too
+        raise ValueError(f"{name} = {value!r} is no number; it is in {allowed}")
     low, high = (float(end) for end in allowed[1:-1].split(","))
     above = numbers >= low if allowed[0] == "[" else numbers > low
     below = numbers <= high if allowed[-1] == "]" else numbers < high
     if not (above & below).all():
         raise ValueError(f"{name} = {value!r} is not in {allowed}")
+    if whole and (numbers % 1 != 0).any():
+        raise ValueError(f"{name} = {value!r} is no whole number")

@@ -45,6 +45,7 @@ class History(NamedTuple):
         return History(self.count, self.fields[:-1], self.sigmas[:-1])
 
 
+@within(order="[0, inf)", final_order="[1, inf)", lower_below="[1, inf)")
 def order_of_step(
     order: int, final_order: int | None = None, lower_below: int | None = None
 ) -> Callable[[Int[Array, "b"], int | Int[Array, ""]], Int[Array, "b"]]:
@@ -57,15 +58,12 @@ def order_of_step(
       lower_below: lower only in runs of fewer levels than this. None: in all.
 
     Raises:
-      ValueError: if either is below 1.
+      ValueError: if a bound is below 1, or a number is not whole.
 
     >>> at = order_of_step(3, final_order=1)
     >>> [at(jnp.array(taken), 5 - taken).item() for taken in (1, 2, 3, 4, 5)]
     [1, 2, 2, 1, 1]
     """
-    for name, value in {"final_order": final_order, "lower_below": lower_below}.items():
-        if value is not None and not value >= 1:
-            raise ValueError(f"{name} is at least 1, or None, not {value}")
 
     def at(count, steps_left):
         reached = jnp.minimum(count, order)

@@ -308,7 +308,7 @@ def test_without_noise_they_are_of_second_order_along_trajectories(name, keys):
 
 def test_no_step_is_of_order_zero():
     for make in (dpmpp_3m_sde, dpmpp_3m, unipc, sa_solver):
-        with pytest.raises(ValueError, match="final_order is at least 1"):
+        with pytest.raises(ValueError, match=r"final_order = .* is not in"):
             make(final_order=0)
 
 
