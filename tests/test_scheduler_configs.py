@@ -310,6 +310,16 @@ def test_equal_files_are_equal_schedules_and_scalings():
     assert read(SD).schedule == noise.scaled_linear() and read(SD).scaling is eps_scaling
 
 
+def test_a_whole_number_may_have_a_point():
+    whole, pointed = (read(SD | {"num_train_timesteps": n, "steps_offset": 1}) for n in (50, 50.0))
+    assert whole == pointed and whole.route(5).levels.tolist() == pointed.route(5).levels.tolist()
+
+
+def test_runge_kutta_steps_that_are_not_taken_are_told():
+    with pytest.warns(UserWarning, match="skip_prk_steps = False"):
+        read(SD | {"_class_name": "PNDMScheduler", "skip_prk_steps": False})
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -319,6 +329,10 @@ def test_equal_files_are_equal_schedules_and_scalings():
         ({"beta_schedule": None}, "beta_schedule = None"),
         ({"beta_start": "small"}, "beta_start = 'small'"),
         ({"num_train_timesteps": 10**10}, "num_train_timesteps = 10000000000 must be 2 to"),
+        ({"num_train_timesteps": 1000.5}, "num_train_timesteps = 1000.5 is not what 1000 is one"),
+        ({"steps_offset": float("inf")}, "steps_offset = inf is not"),
+        ({"trained_betas": [[0.1, 0.2]]}, "trained_betas = .* nor a list of numbers"),
+        ({"trained_betas": {"first": 0.1}}, "trained_betas = .* nor a list of numbers"),
         ({"prediction_type": "x0"}, "prediction_type = 'x0' is not known; there is epsilon"),
         ({"time_conditioning": "no"}, "time_conditioning = 'no' must be true or false"),
         ({"clip_sample": True}, "clip_sample = True is for pixels"),

@@ -136,7 +136,7 @@ def read(
             f"{', '.join(CLASSES)}"
         )
     of_some_class = {key for known in CLASSES.values() for key in known.fields}
-    file = {key: _hashable(config[key]) for key in sorted(of_some_class & {*config})}
+    file = {key: _plain(key, config[key]) for key in sorted(of_some_class & {*config})}
     overrules = dict(overrules or {})
     fields = _fields(name, file, overrules, own=True)
     _check(name, fields)
@@ -144,6 +144,11 @@ def read(
     time_conditioning = config.get("time_conditioning", True)
     if not isinstance(time_conditioning, bool):
         raise ValueError(f"time_conditioning = {time_conditioning!r} must be true or false")
+    if config.get("skip_prk_steps") is False and name == "PNDMScheduler":
+        warnings.warn(
+            f"{name}: skip_prk_steps = False asks for Runge-Kutta steps first; plms takes none",
+            stacklevel=2,
+        )
     if fields.get("rescale_betas_zero_snr") and scaling is eps_scaling:
         warnings.warn(
             f"{name}: rescale_betas_zero_snr ends in noise alone, where a network that predicts "
@@ -162,7 +167,9 @@ def from_strength(
     """The last `floor(strength n)` of n levels: where PyTorch's pipelines begin from an image.
 
     Where that is none, one evaluation at the level that is this share of the trained time, so that
-    a strength means something whatever the number of steps (theirs take no step at all).
+    a strength means something whatever the number of steps (theirs take no step at all). Their PNDM
+    begins a level higher, and from the third evaluation on tells the network the level below that
+    of its samples; ours does not.
 
     Args:
       levels: the whole way from noise.
@@ -223,7 +230,11 @@ def own_step(sigma_last: float, alpha: float = 1.0) -> Ending:
 def _fields(name: str, file: Fields, overrules: Fields, *, own: bool) -> Fields:
     known = CLASSES[name].fields
     overruled = {k: v for k, v in overrules.items() if k in known and (own or k in file)}
-    return {**known, **{k: v for k, v in file.items() if k in known}, **overruled}
+    fields = {**known, **{k: v for k, v in file.items() if k in known}, **overruled}
+    for key, value in fields.items():  # JSON has no integers: 1000.0 is one
+        if type(known[key]) is int and isinstance(value, float) and value.is_integer():
+            fields[key] = int(value)
+    return fields
 
 
 def _alpha(kind: str, sigma: float) -> float:
@@ -273,7 +284,7 @@ def _check(name: str, fields: Fields) -> None:
         flag = isinstance(value, bool)
         good = {
             bool: flag or value is None,
-            int: number and not flag,
+            int: number and not flag and value % 1 == 0,
             float: number and not flag,
             str: isinstance(value, str),
         }.get(type(default), True)
@@ -289,5 +300,10 @@ def _check(name: str, fields: Fields) -> None:
         )
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _plain(key: str, value: Any) -> Any:
+    """A value that can be hashed."""
+    if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return tuple(value)
+    if isinstance(value, list | dict):
+        raise ValueError(f"{key} = {str(value)[:60]} is neither one value nor a list of numbers")
+    return value
