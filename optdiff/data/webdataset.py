@@ -235,7 +235,10 @@ def _members(file: BinaryIO) -> tuple[dict[str, dict[str, Place]], dict[str, str
             if member.offset_data + member.size > length:
                 faults[key] = f"cut off in its .{ending}"
             members[key][ending] = (member.offset_data, member.size)
-    # A header that makes no sense ends the file for Python, silently. The real end is zeros.
+    # A header that makes no sense ends the file for Python, silently. The real end is zeros, or
+    # nothing at all after a whole member, as many tools leave it.
+    if 0 < length == end:
+        return members, faults, None
     end = min(end, length)
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):

@@ -90,7 +90,8 @@ def test_every_cut_of_a_shard_gives_what_is_whole_before_it(tmp_path):
             continue
         seen, told = read_all(tmp_path, len(whole))
         assert seen == whole
-        assert told[-1].endswith(f"of {cut} on; what followed is lost"), told
+        lost = f"of {cut} on; what followed is lost"  # unless it ends as a shard without zeros does
+        assert any(said.endswith(lost) for said in told) == bool(cut % 1024), (cut, told)
     shard.write_bytes(content[: blocks * 512 + 512])  # one block of zeros ends it
     assert read_all(tmp_path, 3) == ([0, 1, 2], [])
 
