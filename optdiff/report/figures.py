@@ -145,7 +145,9 @@ def _quality_panel(axes: Axes, board: Board, metric: str, style: Mapping[str, St
     name_ends(axes, names)
     seeds = f"{len(board.seeds)} seeds" if len(board.seeds) > 1 else "one seed"
     banded = any((line[:, 3] > line[:, 2]).any() for line in lines.values())
-    shown = f"bands: 95% intervals, {seeds}" if banded else f"{seeds}: no bands"
+    cut = positive and any((line[:, 2] == line[:, 1] / 5).any() for line in lines.values())
+    kind = "95% intervals" + ", cut at a fifth of the mean" * cut
+    shown = f"bands: {kind}, {seeds}" if banded else f"{seeds}: no bands"
     direction = "higher is better" if higher_is_better(metric) else "lower is better"
     subtitle = "; ".join([direction, shown, *note])
     title(axes, f"{board.problem}: {metric}", subtitle, remark(metric))

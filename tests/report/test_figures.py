@@ -85,10 +85,18 @@ def test_long_subtitles_and_remarks_stay_in_their_panels(tmp_path):
         assert "stochastic samplers" in shown and "range of" not in shown and "one seed" in shown
 
 
-@pytest.mark.parametrize("seeds, shown", [(1, "one seed: no"), (4, "bands: 95% intervals, 4")])
-def test_bands_are_called_what_they_are(tmp_path, seeds, shown):
+@pytest.mark.parametrize(
+    "seeds, first, shown",
+    [
+        (1, 1.0, "one seed: no"),
+        (4, 9.0, "bands: 95% intervals, 4"),
+        # 2.5 +- 3.18 * 1.29 / 2, Student's with three degrees, is from 0.446, below 2.5 / 5.
+        (4, 1.0, "bands: 95% intervals, cut at a fifth of the mean, 4"),
+    ],
+)
+def test_bands_are_called_what_they_are(tmp_path, seeds, first, shown):
     for sampler, seed in itertools.product("ab", range(seeds)):
-        append(tmp_path, job(sampler, 8, seed, value=1.0 + seed))
+        append(tmp_path, job(sampler, 8, seed, value=first + seed))
     (axes,) = figures.quality(boards(load(tmp_path))).axes
     assert any(shown in text.get_text() for text in axes.texts)
 
