@@ -13,7 +13,7 @@ import torch
 
 from optdiff import noise, samplers
 from optdiff.denoisers import eps_scaling
-from optdiff.grids import leading, skipping, trailing
+from optdiff.grids import dpm_leading, leading, skipping, trailing
 from optdiff.scheduler_config import CLASSES, euler_step, own_step, read
 
 with mock.patch.dict(sys.modules, {"torchsde": types.ModuleType("torchsde")}):
@@ -371,6 +371,7 @@ def test_what_cannot_be_honoured_is_named(changes, message):
     [
         (lambda s: leading(s, 0), "at least one level"),
         (lambda s: trailing(s, 1001), "1001 levels asked for, but the schedule has 1000"),
+        (lambda s: dpm_leading(s, 1000), "1000 levels asked for, of 1000 trained timesteps with"),
         (lambda s: leading(s, 10, steps_offset=200), "timesteps 1100 to 200 are not all"),
         (lambda s: trailing(noise.flow(), 8), "without a highest level"),
         (lambda s: skipping(s, 51), "51 levels of the 50 that the model was distilled at"),

@@ -101,6 +101,8 @@ def dpm_leading(schedule: NoiseSchedule, n: int, *, steps_offset: int = 0) -> Le
     [801.0, 601.0, 401.0, 201.0]
     """
     count = _timesteps(schedule, n)
+    if 1 < n == count:
+        raise ValueError(f"{n} levels asked for, of {count} trained timesteps without the lowest")
     timesteps = np.arange(1, n + 1)[::-1] * (count // (n + 1)) + steps_offset
     return _at_timesteps(schedule, timesteps if n > 1 else np.array([count - 1]))
 
