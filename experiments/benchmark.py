@@ -4,16 +4,21 @@ python experiments/benchmark.py sweep
 python experiments/benchmark.py network size=sd15 batch=1
 python experiments/benchmark.py training
 python experiments/benchmark.py many
+python experiments/benchmark.py loop
 """
 
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import hydra
+import jax.numpy as jnp
+import numpy as np
+import optax
 from _build import build
 from _many import many, seconds
 from _network import network
@@ -22,7 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from optdiff.analysis.measuring import Measured, measure
 from optdiff.grids import karras
+from optdiff.learning.loop import train
 from optdiff.sample import eps_at, sample, sample_keys, start
+from optdiff.types import Stream
 
 EXPERIMENTS = Path(__file__).parent
 
@@ -61,6 +68,30 @@ def sweep(config: dict[str, Any]) -> None:
     print(f"  Hydra and rows       {bookkeeping(config['jobs']):7.3f} s a job")
 
 
+def loop(config: dict[str, Any]) -> None:
+    """Print what the training loop itself costs the thread that dispatches: its own seconds, which
+    do not count the others' work, between two steps of a task that is next to nothing."""
+    seen = []
+
+    def loss(params, frozen, batch, key):
+        return jnp.mean((batch["x"] @ params["w"]) ** 2), {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            loss,
+            {"w": np.ones((4, 8), np.float32)},
+            Stream(0, lambda i: ({"x": np.ones((8, 4), np.float32)}, i + 1)),
+            optax.adamw(1e-2),
+            steps=config["steps"],
+            folder=folder,
+            save_every=config["steps"],
+            watch=lambda ema, step: seen.append((step, time.thread_time())) or {},
+            watch_every=config["steps"] // 10,
+        )
+    (first, began), *_, (last, ended) = seen
+    print(f"the loop costs the host {1e3 * (ended - began) / (last - first):.2f} ms a step")
+
+
 def bookkeeping(jobs: int) -> float:
     """Seconds a job for composing its configuration, and for its row: what is left of a sweep
     whose sampling costs nothing, per job that is added to it."""
@@ -84,6 +115,7 @@ if __name__ == "__main__":
         "network": (network, "../conf/benchmark", "network"),
         "training": (training, "../conf", "benchmark/training"),
         "many": (many, "../conf/benchmark", "many"),
+        "loop": (loop, "../conf", "benchmark/loop"),
     }
     names = [name for name in sys.argv[1:2] if name in benchmarks]
     if not names:
