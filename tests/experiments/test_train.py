@@ -33,7 +33,7 @@ FIVE_STAGES = (
     "+preset.clip.task.scored=1", "preset.vae.task.config.block_out_channels=[8,8]",
     "preset.vae.task.config.down_block_types=[DownEncoderBlock2D,DownEncoderBlock2D]",
     "preset.vae.task.config.up_block_types=[UpDecoderBlock2D,UpDecoderBlock2D]",
-    "+preset.vae.task.scored=16", "+preset.unet.task.scored=16", *SMALL_UNET,
+    "+preset.vae.task.scored=16", "+preset.unet.task.scored=16", "distance=squared", *SMALL_UNET,
 )  # fmt: skip
 
 
@@ -63,30 +63,24 @@ def train(folder, *arguments, fails=False, devices=1):
     return finish(*started(folder, *arguments, devices=devices), fails)
 
 
-def test_a_tokenizer_is_learned_and_others_ask_for_what_is_missing(tmp_path):
-    (tmp_path / "new").mkdir()
-    train(tmp_path, "stage=tokenizer")
+def test_a_tokenizer_is_learned_and_a_stage_that_there_is_not_is_refused(tmp_path):
+    train(tmp_path, "stage=tokenizer", "texts.count=2000")
     assert load_tokenizer(tmp_path / "run/tokenizer/model").model_max_length == 24
-    (tmp_path / "run" / "clip").mkdir()
-    (tmp_path / "run" / "clip" / "run.json").write_text("{}")  # begun
-    said = train(tmp_path, "stage=unet", *QUICK, "steps=1", fails=True)
-    assert "run/clip is not finished; go on with stage=clip first" in said
     assert "stage is one of" in train(tmp_path, "stage=unett", fails=True)
-    said = train(tmp_path / "new", "stage=unet", "preset.side=64", fails=True)
-    assert "strokes of generator" in train(tmp_path / "new", "stage=vae", "data.who=me", fails=True)
-    assert "digits/clip learned images of 32 pixels, and preset.side is 64" in said
 
 
 def assert_agree(folder, other, *stages):
-    """Losses of 20 steps agree to 1e-5, and the shares and decibels beside them, stage by stage.
+    """Losses of 20 steps agree to 1e-5, and all that stands beside them, stage by stage.
 
-    Norms of gradients are left out: of an absolute distance they jump where a pixel is met."""
+    Of squared distances: an absolute one's gradient jumps where a pixel is met, which turns what
+    devices round differently into another path."""
     for stage in stages:
         curves, others = (read(f / "run" / stage / "curves.csv") for f in (folder, other))
         assert [row["step"] for row in curves] == [*range(1, 21)]
         for row, its in zip(curves, others, strict=True):
-            apart = {name: its[name] for name in ("seconds", "grad_norm")}
-            assert row | apart == pytest.approx(its, rel=1e-5, abs=1e-5), stage
+            assert row | {"seconds": its["seconds"]} == pytest.approx(its, rel=1e-5, abs=1e-5), (
+                stage
+            )
 
 
 @pytest.mark.slow
