@@ -81,9 +81,10 @@ def there_and_back(problem, found):
 
 
 def test_there_and_back_is_the_sampler_itself(problem):
+    """Two evaluations a step, and memory that one of ours and one of optax keeps."""
     levels = jnp.asarray(IRREGULAR)
-    found = {name: (LINEAR[name], coefficients(LINEAR[name], levels)) for name in LINEAR}
-    there_and_back(problem, found)
+    some = {name: LINEAR[name] for name in ("heun", "nesterov", "optax.trace")}
+    there_and_back(problem, {name: (s, coefficients(s, levels)) for name, s in some.items()})
 
 
 @pytest.mark.slow
@@ -123,14 +124,13 @@ NONLINEAR = {
 }
 
 
-@pytest.mark.parametrize("double", [True, False])
-@pytest.mark.parametrize("name", NONLINEAR)
+@pytest.mark.parametrize("name, double", [*((name, True) for name in NONLINEAR), ("Adam", False)])
 def test_what_is_not_linear_is_said_to_be_so(name, double):
     with jax.enable_x64(double), pytest.raises(NotLinear, match="of its length away"):
         coefficients(NONLINEAR[name](), jnp.asarray(KARRAS, float))
 
 
-@pytest.mark.parametrize("name", MAKE_LINEAR)
+@pytest.mark.parametrize("name", ["ddim", "heun", "ipndm", "optax.ema"])
 def test_a_matrix_in_single_precision_is_that_in_double(name):
     """On EDM's own levels, with the tolerances of the type."""
     exact = coefficients(LINEAR[name], karras(variance_exploding(), 8))

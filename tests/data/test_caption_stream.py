@@ -34,18 +34,18 @@ def test_an_example_does_not_depend_on_its_batch_or_on_the_hosts():
 
 
 def test_neighbours_share_their_colours_when_they_shall_be_alike():
-    whole, _ = read(captioned_digits(batch=64, alike=8), batches=8)
-    about = whole["attributes"].reshape(64, 8, -1)
+    whole, _ = read(captioned_digits(batch=64, alike=8), batches=4)
+    about = whole["attributes"].reshape(32, 8, -1)
     assert (about[..., 1:3] == about[:, :1, 1:3]).all()
-    assert len(np.unique(about[:, 0, 1:3], axis=0)) > 20  # of 56 pairs
+    assert len(np.unique(about[:, 0, 1:3], axis=0)) > 15  # of 56 pairs, drawn 32 times
     assert set(map(tuple, whole["attributes"][:, :3])) <= set(map(tuple, combinations(False)))
-    assert np.bincount(whole["attributes"][:, 0], minlength=10).min() > 20  # of 51 expected
+    assert np.bincount(whole["attributes"][:, 0], minlength=10).min() > 10  # of 26 expected
     parts, _ = read(captioned_digits(batch=4, alike=8), batches=2)
     np.testing.assert_array_equal(parts["attributes"], whole["attributes"][:8])
     shares = [read(captioned_digits(batch=8, alike=8, host=h, hosts=2))[0] for h in (0, 1)]
     shares = np.concatenate([share["attributes"] for share in shares])
     np.testing.assert_array_equal(shares, whole["attributes"][:8])
-    unseen, _ = read(captioned_digits(batch=64, alike=8, held_out=True), batches=8)
+    unseen, _ = read(captioned_digits(batch=64, alike=8, held_out=True))
     assert set(map(tuple, unseen["attributes"][:, :3])) <= set(map(tuple, combinations(True)))
 
 

@@ -44,8 +44,8 @@ TINY = {
     "attention_head_dim": 2, "down_block_types": ["CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"],
 }  # fmt: skip
-QUICK = [("edm", True), ("v", False)]
-OTHERS = [("eps", True), ("x0", True), ("flow", True), ("v", True), ("edm", False)]
+QUICK = [("v", False)]
+OTHERS = [("eps", True), ("x0", True), ("flow", True), ("edm", True)]
 
 
 class Trained(NamedTuple):
