@@ -19,7 +19,7 @@ from optdiff import provenance, results
 from optdiff.analysis import diagnostics, evaluation, measuring
 from optdiff.cost import levels_within
 from optdiff.sample import Trace, sample_keys, start
-from optdiff.types import Clock, Levels, Sampler, Samples
+from optdiff.types import Clock, Levels, Sampler, Samples, level_at
 
 
 def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -32,7 +32,7 @@ def measure(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     sampler, grid, clock = (build_once(text(config[name])) for name in ("sampler", "grid", "clock"))
     shape = sample_shape(text(config["problem"]))
     levels = grid(problem.schedule, levels_within(sampler, config["nfe"], shape))
-    setting = share(_jobs.shared(config), float(levels[0]))
+    setting = share(_jobs.shared(config), float(level_at(levels, 0)))
     metrics = {name: metric for name, metric in metrics.items() if name not in setting.refused}
     if not metrics:
         raise ValueError("; ".join(f"{name}: {why}" for name, why in setting.refused.items()))
@@ -75,7 +75,7 @@ def draw(
     size = {name: config[name] for name in ("seed", "samples", "batch")}
     observe = partial(diagnostics.observe, samples=config["keep"])
     with Stopwatch() as seconds:
-        clock = clock(jnp.asarray(levels))
+        clock = clock(levels)
         x0, trace = evaluation.draw(problem, sampler, levels, clock=clock, observe=observe, **size)
         x0.block_until_ready()
     return Drawn(x0, trace, clock, seconds)

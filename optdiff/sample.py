@@ -30,6 +30,7 @@ from optdiff.types import (
     Step,
     data_prediction,
     expand,
+    level_at,
 )
 
 
@@ -66,8 +67,8 @@ class Carry(NamedTuple):
 
 def plain_clock(levels: Levels) -> Clock:
     """The clock that reads the grid: step i goes to `levels[i + 1]`, whatever the samples do."""
-    step = lambda levels, x, eps, i: (levels[i + 1], None, levels)  # noqa: E731
-    return Clock(lambda x: (levels[0], levels), step)
+    step = lambda levels, x, eps, i: (level_at(levels, i + 1), None, levels)  # noqa: E731
+    return Clock(lambda x: (level_at(levels, 0), levels), step)
 
 
 def last_denoising(eps_fn: EpsFn, x: Samples, sigma: Sigma, update: Callable) -> Samples:
@@ -139,7 +140,7 @@ def sample(
     """
     loop, levels = partial(_python_loop, observe, on_step), _checked(problem, levels, keys)
     x0, trace = _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock)
-    _require_finite(x0, "the ending", trace.sigma[-1])
+    _require_finite(x0, "the ending", level_at(trace.sigma, -1))
     return x0, trace
 
 
@@ -222,14 +223,11 @@ def sampling_loop(
 
 def _sample(loop, problem, sampler, levels, keys, cond, x, finish, clock):
     clock = plain_clock(levels) if clock is None else clock
-    x = start(problem, keys, levels[0], cond) if x is None else x
-    eps_fn = partial(eps_at, problem, cond)
-    n = levels.shape[0]
+    x = start(problem, keys, level_at(levels, 0), cond) if x is None else x
+    eps_fn, n = partial(eps_at, problem, cond), levels.shape[0]
     x0, carry, collected = sampling_loop(loop, eps_fn, sampler, clock, n, keys, x, finish)
-    sigmas, observed = collected
-    finished = carry.waits | (carry.sigma <= levels[-1])
-    levels = jnp.concatenate([sigmas, carry.sigma[None]])
-    return x0, Trace(carry.nfe, carry.batch_nfe, finished, levels, observed)
+    finished = carry.waits | (carry.sigma <= level_at(levels, -1))
+    return x0, Trace(carry.nfe, carry.batch_nfe, finished, *collected)
 
 
 def _step(eps_fn, sampler, clock, keys, n, carry: Carry, i) -> tuple[Carry, Step]:
@@ -290,13 +288,13 @@ def _python_loop(observe, on_step, step, carry, n):
         if on_step is not None and on_step(move):
             break
     if records:
-        # In NumPy, which has nothing to compile for a new number of steps.
-        return carry, jax.tree.map(
-            lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(records)
-        )
+        stack = lambda *leaves: jax.device_put(np.stack(leaves))  # noqa: E731 - see `level_at`
+        sigma, observed = zip(*jax.device_get(records), strict=True)
+        return carry, (stack(*sigma, carry.sigma), jax.tree.map(stack, *observed))
     # No step was taken: what one would have shown says which empty arrays to stack.
-    like = jax.eval_shape(lambda carry: _record(observe, step(carry, 0)[1]), carry)
-    return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), like)
+    like = jax.eval_shape(lambda carry: _record(observe, step(carry, 0)[1])[1], carry)
+    empty = lambda a: jnp.zeros((0, *a.shape), a.dtype)  # noqa: E731
+    return carry, (carry.sigma[None], jax.tree.map(empty, like))
 
 
 def _scan_loop(observe, step, carry, n):
@@ -304,7 +302,8 @@ def _scan_loop(observe, step, carry, n):
         carry, move = step(carry, i)
         return carry, _record(observe, move)
 
-    return jax.lax.scan(body, carry, jnp.arange(n))
+    carry, (sigmas, observed) = jax.lax.scan(body, carry, jnp.arange(n))
+    return carry, (jnp.concatenate([sigmas, carry.sigma[None]]), observed)
 
 
 @partial(jax.jit, static_argnames=("sampler", "finish", "observe", "clock"))
@@ -347,4 +346,5 @@ def _checked(problem: Problem, levels: Levels, keys: Keys) -> Levels:
     values = np.asarray(levels)
     if values.ndim != 1 or not values.size or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"levels are a vector of positive, finite noise levels, got {levels}")
-    return jnp.asarray(levels, None if jnp.issubdtype(values.dtype, jnp.floating) else float)
+    dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else float
+    return jax.device_put(values.astype(jax.dtypes.canonicalize_dtype(dtype)))

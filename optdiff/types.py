@@ -152,6 +152,17 @@ def expand(scalar: Array, x: Samples) -> Array:
     return scalar.reshape(scalar.shape + (1,) * (x.ndim - 1)) if scalar.ndim else scalar
 
 
+def level_at(levels: Float[Array, "n ..."], i: Any) -> Sigma:
+    """Level i, of all samples or of each. By NumPy where everything is known, as in host mode:
+    indexing by JAX would compile for every other number of levels.
+
+    >>> level_at(jnp.array([3.0, 1.0]), -1).item()
+    1.0
+    """
+    known = not isinstance(levels, jax.core.Tracer) and not isinstance(i, jax.core.Tracer)
+    return jnp.asarray(np.asarray(levels)[i]) if known else levels[i]
+
+
 def data_prediction(x: Samples, eps: Samples, sigma: Sigma) -> Samples:
     """`D = x - sigma eps`, what the gradient at x says of the data, in the type of x.
 

@@ -7,6 +7,7 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
+import yamls
 
 from optdiff.cost import evals_per_step, levels_within
 from optdiff.denoisers import Guided
@@ -361,3 +362,27 @@ def test_costs_are_counted_at_the_samples_own_shape():
 def test_a_budget_below_one_evaluation_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         levels_within(ancestral(), 0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "lms", "ancestral", "adam"])
+def test_another_number_of_steps_compiles_nothing(name, problem, keys):
+    """Neither in the driver nor in its grid."""
+    sampler, programs = yamls.sampler(name), []
+
+    def run(n):
+        sample(problem, sampler, karras(problem.schedule, n), keys, observe=lambda step: step.eps)
+
+    def listen(event, seconds, **about):
+        programs.append(about) if event.endswith("backend_compile_duration") else None
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(29)
+        programs.clear()
+        for n in (28, 27, 26):
+            run(n)
+        assert not programs
+        jax.jit(lambda x: x - 29)(keys.size)
+        assert programs, "what compiles is heard of"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

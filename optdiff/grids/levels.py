@@ -3,7 +3,7 @@ levels that decrease. The range is the schedule's unless `sigma_min` or `sigma_m
 ends are kept, and a single level is the highest.
 """
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from optdiff.types import Levels, NoiseSchedule, within
@@ -212,9 +212,9 @@ def decreasing(levels: np.ndarray) -> Levels:
     Raises:
       ValueError: unless they are finite, positive and decrease, in the precision they will have.
     """
-    rounded = np.asarray(jnp.asarray(levels, float))
+    rounded = np.asarray(levels, jax.dtypes.canonicalize_dtype(float))
     if not (np.isfinite(rounded).all() and np.all(rounded > 0) and np.all(np.diff(rounded) < 0)):
         raise ValueError(
             f"noise levels must be finite, positive and decrease, got {rounded.tolist()}"
         )
-    return jnp.asarray(rounded)
+    return jax.device_put(rounded)  # `jnp.asarray` would compile for every number of levels
