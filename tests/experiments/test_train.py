@@ -63,10 +63,11 @@ def train(folder, *arguments, fails=False, devices=1):
     return finish(*started(folder, *arguments, devices=devices), fails)
 
 
-def test_a_tokenizer_is_learned_and_a_stage_that_there_is_not_is_refused(tmp_path):
+def test_a_tokenizer_is_learned_and_what_there_is_not_is_refused(tmp_path):
     train(tmp_path, "stage=tokenizer", "texts.count=2000")
     assert load_tokenizer(tmp_path / "run/tokenizer/model").model_max_length == 24
     assert "stage is one of" in train(tmp_path, "stage=unett", fails=True)
+    assert "strokes of generator" in train(tmp_path, "stage=vae", "data.who=me", fails=True)
 
 
 def assert_agree(folder, other, *stages):

@@ -283,11 +283,6 @@ def test_data_that_is_not_there_is_said_in_one_line():
         train.assemble(conf("run", "stage=vae", *choices), {})
 
 
-def test_strokes_that_nobody_has_are_refused():
-    with pytest.raises(ConfigError, match="strokes of generator"):
-        train.assemble(conf("run", "stage=vae", "data.who=me"), {})
-
-
 def test_a_judge_is_not_learned_from_images_that_nothing_tells_of(tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "red"}')
