@@ -91,11 +91,7 @@ def notes(
     lines += failures[:KINDS_OF_FAILURE]
     if len(failures) > KINDS_OF_FAILURE:
         lines.append(f"✗ and {len(failures) - KINDS_OF_FAILURE} more kinds of failure.")
-    refused = {n: why for b in board_list for c in b.cells.values() for n, why in c.refused.items()}
-    lines += [
-        f"Not measured: {literal.markdown(n)}: {literal.markdown(why)}."
-        for n, why in refused.items()
-    ]
+    lines += _not_measured(board_list)
     lines += [f"**Damaged**: {literal.markdown(one)}" for one in damage[:KINDS_OF_FAILURE]]
     if len(damage) > KINDS_OF_FAILURE:
         lines.append(f"**Damaged**: and {len(damage) - KINDS_OF_FAILURE} more.")
@@ -256,6 +252,25 @@ def _aligned(lines: list[list[str]]) -> str:
         for line in lines
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _not_measured(board_list: Sequence[Board]) -> list[str]:
+    """What metrics had no value, why, and of which methods if not of all."""
+    whose = defaultdict(dict)
+    for board in board_list:
+        for (method, _), cell in board.cells.items():
+            for name, why in cell.refused.items():
+                whose[name, why][board.problem, method] = method
+    every = {(board.problem, method) for board in board_list for method, _ in board.cells}
+    lines = []
+    for (name, why), methods in whose.items():
+        names = (
+            "" if methods.keys() == every else f" ({', '.join(dict.fromkeys(methods.values()))})"
+        )
+        lines.append(
+            f"Not measured: {literal.markdown(f'{name}{names}')}: {literal.markdown(why)}."
+        )
+    return lines
 
 
 def _failures(board: Board) -> list[str]:

@@ -152,3 +152,13 @@ def test_report_imports_no_jax():
         "False",
         "False",
     ]
+
+
+def test_what_was_not_measured_is_said_of_the_methods_that_lack_it(tmp_path):
+    for name in ("ddim", "heun", "adam"):
+        whys = {"fid": "wants 2048 samples"} | ({"ode": "has no path"} if name == "adam" else {})
+        append(tmp_path, job(name, refused=whys))
+    report(tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "Not measured: fid: wants 2048 samples." in text
+    assert "Not measured: ode (adam): has no path." in text
