@@ -21,7 +21,7 @@ from optdiff import provenance, results
 RESULTS = Path("results")
 
 HOW_NOT_WHAT = ("study", "batch", "refresh")
-"""Entries that do not change what a job finds."""
+"""Entries that do not change what a job finds, but for `together`."""
 
 SHARED = ("problem", "metrics", "exact", "seed", "samples", "batch")
 """Entries that decide what the jobs of a comparison share."""
@@ -164,8 +164,16 @@ def _check(objects: str) -> None:
     check_targets(json.loads(objects), "config")
 
 
+def together(config: Mapping[str, Any]) -> dict[str, int]:
+    """How many samples are drawn at a time, where that changes them: networks in half precision
+    round in another order for another number, by up to 2% of an evaluation (results/benchmarks)."""
+    half = config["problem"].get("dtype") in ("bfloat16", "float16")
+    return {"batch": min(config["batch"], config["samples"])} if half else {}
+
+
 def _key(config: Mapping[str, Any]) -> str:
-    return results.config_key({k: v for k, v in config.items() if k not in HOW_NOT_WHAT})
+    what = {k: v for k, v in config.items() if k not in HOW_NOT_WHAT}
+    return results.config_key(what | together(config))
 
 
 def _label(group: str, choices: Mapping[str, str], overrides: Sequence[str]) -> str:

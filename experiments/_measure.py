@@ -144,6 +144,7 @@ def share(shared: str, sigma: float) -> Any:
     solver = evaluation.Solver(build(exact["sampler"]), build(exact["grid"]), exact["levels"])
     depends = {**config, "sigma": sigma, **provenance.provenance(device()), "time": None}
     depends = {k: depends[k] for k in depends if k not in ("metrics", "batch", "commit", "dirty")}
+    depends |= _jobs.together(config)
     if path := config["problem"].get("path"):  # a model that was learnt anew in its old place
         depends["files"] = provenance.stamp(path)
     return evaluation.setting(

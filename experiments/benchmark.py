@@ -5,6 +5,7 @@ python experiments/benchmark.py network size=sd15 batch=1
 python experiments/benchmark.py training
 python experiments/benchmark.py many
 python experiments/benchmark.py loop
+python experiments/benchmark.py growth
 """
 
 import subprocess
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _build import build
+from _growth import growth
 from _many import many, seconds
 from _network import network
 from _training import training
@@ -116,6 +118,7 @@ if __name__ == "__main__":
         "training": (training, "../conf", "benchmark/training"),
         "many": (many, "../conf/benchmark", "many"),
         "loop": (loop, "../conf", "benchmark/loop"),
+        "growth": (growth, "../conf", "benchmark/growth"),
     }
     names = [name for name in sys.argv[1:2] if name in benchmarks]
     if not names:

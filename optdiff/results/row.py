@@ -16,7 +16,7 @@ class Row(TypedDict):
     file, which stays strict JSON, and floats again once loaded.
     """
 
-    key: str  # `config_key` of the configuration
+    key: str  # `config_key` of what decides the result; a row of earlier versions keeps its own
     source: str  # `source_digest` of the package that ran
     status: Literal["ok", "failed"]
     error: str | None  # "Type: message" if failed

@@ -149,6 +149,18 @@ def test_one_and_one_point_zero_are_one_job(evaluate, tmp_path):
     assert {row["key"] for row in results.load(log.parent)} == {"0123456789abcdef"}
 
 
+def test_in_half_precision_batch_is_part_of_a_job():
+    """There a network rounds by how many it sees, so other batches are other samples."""
+    jobs = [
+        {"problem": {"dtype": dtype}, "samples": 64, "batch": batch}
+        for dtype in ("float32", "bfloat16", "float16")
+        for batch in (8, 64, 512)
+    ]
+    keys = [_jobs._key(job) for job in jobs]
+    assert keys[0] == keys[1] == keys[2]
+    assert keys[3] != keys[4] == keys[5] and keys[6] != keys[7] == keys[8]  # all 64 at once
+
+
 def test_committed_rows_keep_their_keys():
     for log in ROOT.glob("results/*/rows.jsonl"):
         known = _jobs.log(str(log.parent), "failed").names
