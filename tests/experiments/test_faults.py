@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,8 +230,11 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     seeds = "seed=" + ",".join(map(str, range(200)))
     command = [sys.executable, SCRIPT, "-m", *SMALL, "nfe=1", seeds]
     log, said = tmp_path / "results/mine/rows.jsonl", tmp_path / "said"
-    with open(said, "w") as stderr:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=stderr, stderr=stderr)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # as from a terminal:
+    with open(said, "w") as stderr:  # what a shell begins in the background begins deaf to it
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=stderr, stderr=stderr, preexec_fn=heard
+        )
     for when in (
         lambda: log.exists() and log.read_bytes(),
         lambda: "interrupted" in said.read_text(),

@@ -29,6 +29,7 @@ SMALL_UNET = (
 )
 FIVE_STAGES = (
     "-m", "stage=tokenizer,judge,clip,vae,unet", "log_every=1", "batch=8", "steps=20",
+    "texts.count=2000",
     "watch_every=20", "preset.judge.task.config.widths=[8,8]", "+preset.judge.task.scored=16",
     "+preset.clip.task.scored=1", "preset.vae.task.config.block_out_channels=[8,8]",
     "preset.vae.task.config.down_block_types=[DownEncoderBlock2D,DownEncoderBlock2D]",
